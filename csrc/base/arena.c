@@ -9,15 +9,15 @@ enum { ALIGNMENT = 64, BLOCK_BYTES = 64 * 1024 };
 
 struct hr_arena_block {
     hr_arena_block *next;
-    size_t          used, capacity; /* of the bytes behind this header */
-    char            pad[ALIGNMENT - sizeof(hr_arena_block *) - 2 * sizeof(size_t)];
+    size_t used, capacity; /* of the bytes behind this header */
+    char pad[ALIGNMENT - sizeof(hr_arena_block *) - 2 * sizeof(size_t)];
 };
 _Static_assert(sizeof(hr_arena_block) == ALIGNMENT, "the bytes behind the header must be aligned");
 
 void *hr_arena_alloc(hr_arena *arena, size_t n_bytes)
 {
     hr_arena_block *block = arena->head;
-    size_t          need;
+    size_t need;
 
     if (n_bytes > SIZE_MAX - 2 * ALIGNMENT)
         return NULL;

@@ -26,7 +26,7 @@ void hr_buffer_clear(hr_buffer *buffer)
 bool hr_buffer_reserve(hr_buffer *buffer, size_t extra)
 {
     size_t need, capacity;
-    char  *at;
+    char *at;
 
     if (buffer->failed || __builtin_add_overflow(buffer->len, extra, &need) || need > SIZE_MAX / 2) {
         buffer->failed = true;
@@ -71,7 +71,7 @@ void hr_buffer_add_char(hr_buffer *buffer, char c)
 void hr_buffer_printf(hr_buffer *buffer, const char *format, ...)
 {
     va_list args, again;
-    int     n;
+    int n;
 
     va_start(args, format);
     va_copy(again, args);
@@ -103,14 +103,14 @@ char *hr_buffer_take(hr_buffer *buffer, size_t *len)
 void hr_json_string(hr_buffer *buffer, const char *text, size_t len)
 {
     static const char hex[] = "0123456789abcdef";
-    size_t            plain = 0; /* start of the run not yet copied */
+    size_t plain = 0; /* start of the run not yet copied */
 
     hr_buffer_add_char(buffer, '"');
     for (size_t i = 0; i < len;) {
         unsigned char c = (unsigned char)text[i];
-        size_t        step = 1;
-        char          escape[8] = {'\\', 0};
-        size_t        escape_len = 2;
+        size_t step = 1;
+        char escape[8] = {'\\', 0};
+        size_t escape_len = 2;
 
         if (c >= 0x20 && c < 0x80 && c != '"' && c != '\\') {
             i++;

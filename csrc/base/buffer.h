@@ -1,7 +1,7 @@
 /* A growing byte buffer for text that is written from front to back: JSON, SSE frames, rendered chats.
  *
- * Append functions do not return errors: the first failed allocation sets `failed`, later appends do nothing, and the caller
- * looks once at the end. This keeps writers readable. Single owner.
+ * Append functions do not return errors: the first failed allocation sets `failed`, later appends do nothing, and the
+ * caller looks once at the end. This keeps writers readable. Single owner.
  */
 #ifndef HR_BASE_BUFFER_H
 #define HR_BASE_BUFFER_H
@@ -11,9 +11,9 @@
 #include <stdint.h>
 
 typedef struct hr_buffer {
-    char  *at; /* heap; terminated after every append */
+    char *at; /* heap; terminated after every append */
     size_t len, capacity;
-    bool   failed; /* an allocation failed; the content is incomplete */
+    bool failed; /* an allocation failed; the content is incomplete */
 } hr_buffer;
 
 void hr_buffer_deinit(hr_buffer *buffer);
@@ -27,7 +27,8 @@ void hr_buffer_printf(hr_buffer *buffer, const char *format, ...) __attribute__(
 char *hr_buffer_take(hr_buffer *buffer, size_t *len);
 
 /* JSON pieces. The reader of JSON is Jansson; writing happens per token and is done by hand. */
-void hr_json_string(hr_buffer *buffer, const char *text, size_t len); /* quoted and escaped; invalid UTF-8 becomes U+FFFD */
+void hr_json_string(hr_buffer *buffer, const char *text,
+                    size_t len); /* quoted and escaped; invalid UTF-8 becomes U+FFFD */
 void hr_json_int(hr_buffer *buffer, int64_t value);
 void hr_json_uint(hr_buffer *buffer, uint64_t value);
 void hr_json_double(hr_buffer *buffer, double value); /* shortest text that reads back equal; not finite: null */

@@ -25,9 +25,9 @@ static headrace_status open_regular(const char *path, int *fd, size_t *len, head
 
 headrace_status hr_file_map(const char *path, hr_mapped *out, headrace_error *err)
 {
-    int    fd;
+    int fd;
     size_t len;
-    void  *at = NULL;
+    void *at = NULL;
 
     *out = (hr_mapped){0};
     HR_PASS(open_regular(path, &fd, &len, err));
@@ -54,9 +54,9 @@ void hr_file_unmap(hr_mapped *mapped)
 
 headrace_status hr_file_read(const char *path, size_t max_bytes, char **text, size_t *len, headrace_error *err)
 {
-    int    fd;
+    int fd;
     size_t size, done = 0;
-    char  *buffer;
+    char *buffer;
 
     *text = NULL;
     *len = 0;

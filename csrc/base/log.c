@@ -15,7 +15,7 @@ void headrace_set_log(void (*fn)(headrace_log_level level, const char *line, voi
 
 void hr_log(headrace_log_level level, const char *format, ...)
 {
-    char    line[1024];
+    char line[1024];
     va_list args;
 
     if (!sink)

@@ -1,4 +1,5 @@
-/* 16-bit floating point and back. Plain C so that every path, the oracle included, reads a weight as the same number. */
+/* 16-bit floating point and back. Plain C so that every path, the oracle included, reads a weight as the same number.
+ */
 #ifndef HR_BASE_NUMERIC_H
 #define HR_BASE_NUMERIC_H
 
@@ -60,8 +61,8 @@ static inline uint16_t hr_f32_to_f16(float value)
         return (uint16_t)(sign | 0x7E00u);
     if (magnitude >= 0x47800000u) /* 65536 and above */
         return (uint16_t)(sign | 0x7C00u);
-    if (magnitude < 0x38800000u) { /* below 2^-14: subnormal, in units of 2^-24 */
-        float    shifted = hr_bits_to_f32(magnitude) + 0.5f; /* the addition rounds at 2^-24: 0.5 has ulp 2^-24 */
+    if (magnitude < 0x38800000u) {                        /* below 2^-14: subnormal, in units of 2^-24 */
+        float shifted = hr_bits_to_f32(magnitude) + 0.5f; /* the addition rounds at 2^-24: 0.5 has ulp 2^-24 */
         uint32_t units = hr_f32_to_bits(shifted) - 0x3F000000u;
 
         return (uint16_t)(sign | units);

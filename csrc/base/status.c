@@ -7,8 +7,8 @@
 const char *headrace_status_text(headrace_status status)
 {
     switch (status) {
-#define HEADRACE_X(name, value, text)                                                                                  \
-    case HEADRACE_##name:                                                                                              \
+#define HEADRACE_X(name, value, text) \
+    case HEADRACE_##name:             \
         return text;
         HEADRACE_STATUS_LIST(HEADRACE_X)
 #undef HEADRACE_X
@@ -16,7 +16,8 @@ const char *headrace_status_text(headrace_status status)
     return "unknown status";
 }
 
-static void set_message(headrace_error *err, headrace_status status, const char *param, const char *format, va_list args)
+static void set_message(headrace_error *err, headrace_status status, const char *param, const char *format,
+                        va_list args)
 {
     if (!err)
         return;
@@ -45,9 +46,9 @@ headrace_status hr_fail_param(headrace_error *err, headrace_status status, const
 
 headrace_status hr_prefix(headrace_error *err, headrace_status status, const char *format, ...)
 {
-    char    joined[sizeof err->message];
+    char joined[sizeof err->message];
     va_list args;
-    int     n;
+    int n;
 
     if (!err)
         return status;

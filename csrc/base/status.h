@@ -1,8 +1,9 @@
 /* Errors: one status code, one message that grows outwards.
  *
- * The innermost function states the fact (expected and found) with hr_fail; each outer one may put where it was in front with
- * HR_TRY. A user then reads "opening models/8b: layer 7: conv.in_proj.weight: expected 2 dimensions [out, in], file has 3".
- * A status is returned, never thrown; the message lives in the caller's headrace_error, which may be NULL.
+ * The innermost function states the fact (expected and found) with hr_fail; each outer one may put where it was in
+ * front with HR_TRY. A user then reads "opening models/8b: layer 7: conv.in_proj.weight: expected 2 dimensions [out,
+ * in], file has 3". A status is returned, never thrown; the message lives in the caller's headrace_error, which may be
+ * NULL.
  */
 #ifndef HR_BASE_STATUS_H
 #define HR_BASE_STATUS_H
@@ -23,36 +24,36 @@ headrace_status hr_prefix(headrace_error *err, headrace_status status, const cha
     __attribute__((format(printf, 3, 4)));
 
 /* Returns the failure of expr as it is. err is not touched. */
-#define HR_PASS(expr)                                                                                                  \
-    do {                                                                                                               \
-        headrace_status hr_try_ = (expr);                                                                              \
-        if (hr_try_ != HEADRACE_OK)                                                                                    \
-            return hr_try_;                                                                                            \
+#define HR_PASS(expr)                     \
+    do {                                  \
+        headrace_status hr_try_ = (expr); \
+        if (hr_try_ != HEADRACE_OK)       \
+            return hr_try_;               \
     } while (0)
 
 /* Returns the failure of expr with a prefix; needs a variable named err in scope. */
-#define HR_TRY(expr, ...)                                                                                              \
-    do {                                                                                                               \
-        headrace_status hr_try_ = (expr);                                                                              \
-        if (hr_try_ != HEADRACE_OK)                                                                                    \
-            return hr_prefix(err, hr_try_, __VA_ARGS__);                                                               \
+#define HR_TRY(expr, ...)                                \
+    do {                                                 \
+        headrace_status hr_try_ = (expr);                \
+        if (hr_try_ != HEADRACE_OK)                      \
+            return hr_prefix(err, hr_try_, __VA_ARGS__); \
     } while (0)
 
 /* Sets the local `status` and jumps to label on failure; the one exit of functions that hold something. */
-#define HR_TRY_GOTO(label, expr)                                                                                       \
-    do {                                                                                                               \
-        status = (expr);                                                                                               \
-        if (status != HEADRACE_OK)                                                                                     \
-            goto label;                                                                                                \
+#define HR_TRY_GOTO(label, expr)   \
+    do {                           \
+        status = (expr);           \
+        if (status != HEADRACE_OK) \
+            goto label;            \
     } while (0)
 
 /* Our own mistakes. Stays on in release builds. */
-#define HR_ASSERT(cond)                                                                                                \
-    do {                                                                                                               \
-        if (!(cond)) {                                                                                                 \
-            (void)fprintf(stderr, "headrace: %s:%d: internal error: %s\n", __FILE__, __LINE__, #cond);                 \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define HR_ASSERT(cond)                                                                                \
+    do {                                                                                               \
+        if (!(cond)) {                                                                                 \
+            (void)fprintf(stderr, "headrace: %s:%d: internal error: %s\n", __FILE__, __LINE__, #cond); \
+            abort();                                                                                   \
+        }                                                                                              \
     } while (0)
 
 #endif

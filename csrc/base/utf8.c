@@ -1,4 +1,5 @@
-/* See utf8.h. Table 3-7 of the Unicode standard: the second byte's range depends on the first, later ones are 80..BF. */
+/* See utf8.h. Table 3-7 of the Unicode standard: the second byte's range depends on the first, later ones are 80..BF.
+ */
 #include "base/utf8.h"
 
 static size_t expected_length(unsigned char first, unsigned char *low, unsigned char *high)
@@ -30,7 +31,7 @@ static size_t expected_length(unsigned char first, unsigned char *low, unsigned 
 static size_t well_formed_prefix(const char *text, size_t len, size_t *n_expected)
 {
     unsigned char low, high;
-    size_t        n;
+    size_t n;
 
     *n_expected = expected_length((unsigned char)text[0], &low, &high);
     for (n = 1; n < *n_expected && n < len; n++) {
@@ -55,7 +56,7 @@ size_t hr_utf8_step(const char *text, size_t len, bool *is_valid)
 bool hr_utf8_is_valid(const char *text, size_t len, size_t *bad_offset)
 {
     for (size_t i = 0; i < len;) {
-        bool   is_valid;
+        bool is_valid;
         size_t step = hr_utf8_step(text + i, len - i, &is_valid);
 
         if (!is_valid) {
@@ -72,7 +73,7 @@ size_t hr_utf8_unfinished(const char *text, size_t len)
 {
     for (size_t back = 1; back <= 3 && back <= len; back++) {
         unsigned char c = (unsigned char)text[len - back];
-        size_t        n_expected;
+        size_t n_expected;
 
         if (c >= 0x80 && c < 0xC0)
             continue; /* a continuation byte: look further back */

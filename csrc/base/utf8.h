@@ -1,4 +1,5 @@
-/* UTF-8 by the book (Unicode 15, table 3-7): what is a character, where an invalid one ends, what a stream may hold back. */
+/* UTF-8 by the book (Unicode 15, table 3-7): what is a character, where an invalid one ends, what a stream may hold
+ * back. */
 #ifndef HR_BASE_UTF8_H
 #define HR_BASE_UTF8_H
 

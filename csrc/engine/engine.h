@@ -1,7 +1,8 @@
-/* The engine: requests in as ids, tokens out as ids; continuous batching over one backend instance. No text, no sockets.
+/* The engine: requests in as ids, tokens out as ids; continuous batching over one backend instance. No text, no
+ * sockets.
  *
- * One thread runs steps. Requests arrive through a bounded inbox, tokens leave through each request's outbox, and nothing else
- * crosses threads. See docs/design/engine.md.
+ * One thread runs steps. Requests arrive through a bounded inbox, tokens leave through each request's outbox, and
+ * nothing else crosses threads. See docs/design/engine.md.
  */
 #ifndef HR_ENGINE_ENGINE_H
 #define HR_ENGINE_ENGINE_H
@@ -12,35 +13,37 @@ typedef struct hr_engine hr_engine;
 typedef struct hr_request hr_request;
 
 typedef struct hr_engine_config {
-    const hr_model       *model;        /* borrowed */
+    const hr_model *model; /* borrowed */
     const hr_backend_ops *backend_ops;
     uint32_t n_threads, max_model_len, max_num_seqs, max_num_batched_tokens, max_num_queued_reqs, page_tokens;
     uint32_t n_valid_ids;
-    uint64_t max_num_queued_tokens, kv_cache_bytes, queue_timeout_us, seed; /* 0: defaults as in headrace_engine_options */
+    uint64_t max_num_queued_tokens, kv_cache_bytes, queue_timeout_us,
+        seed; /* 0: defaults as in headrace_engine_options */
     hr_kv_dtype kv_dtype;
-    bool     disable_prefix_caching, exact;
+    bool disable_prefix_caching, exact;
 } hr_engine_config;
 
 headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, headrace_error *err);
-void            hr_engine_close(hr_engine *engine); /* all hr_request handles must be released before */
+void hr_engine_close(hr_engine *engine); /* all hr_request handles must be released before */
 headrace_status hr_engine_drain(hr_engine *engine, uint64_t timeout_us);
-void            hr_engine_get_info(const hr_engine *engine, headrace_engine_info *out);
-void            hr_engine_get_stats(const hr_engine *engine, headrace_stats *out);
+void hr_engine_get_info(const hr_engine *engine, headrace_engine_info *out);
+void hr_engine_get_stats(const hr_engine *engine, headrace_stats *out);
 
 /* A request of n choices. ids and sampling are copied. */
 typedef struct hr_submit {
     const int32_t *prompt_ids;
-    uint32_t       n_prompt, n;
+    uint32_t n_prompt, n;
     const headrace_sampling *sampling; /* already validated; stop strings are not the engine's */
     const int32_t *eos_ids;            /* the model's; ignored with ignore_eos */
-    uint32_t       n_eos_ids;
-    int32_t        priority;
-    uint64_t       cache_salt;
-    /* Called from the engine thread, at most once a step for a request that has news, without engine locks held; must not block. */
+    uint32_t n_eos_ids;
+    int32_t priority;
+    uint64_t cache_salt;
+    /* Called from the engine thread, at most once a step for a request that has news, without engine locks held; must
+     * not block. */
     void (*notify)(void *user);
     void *notify_user;
-    /* Called once from the engine thread at the end of every step in which any notify with this pointer's queue ran; may be
-       NULL. One eventfd write a step instead of one a token. */
+    /* Called once from the engine thread at the end of every step in which any notify with this pointer's queue ran;
+       may be NULL. One eventfd write a step instead of one a token. */
     void (*flush)(void *flush_user);
     void *flush_user;
 } hr_submit;
@@ -54,15 +57,14 @@ void hr_request_stop_choice(hr_request *request, uint32_t index);
 /* Gives the handle back; cancels if still running. */
 void hr_request_release(hr_request *request);
 
-
 /* One piece of news, copied out. */
 typedef struct hr_token_event {
-    uint32_t       index;      /* choice */
-    bool           has_token;
-    int32_t        id;
-    headrace_finish finish;    /* NONE: goes on. A stop id is delivered as a token and finishes in the same event */
-    int32_t        stop_id;    /* FINISH_STOP: which id, or -1 */
-    headrace_error error;      /* FINISH_ERROR */
+    uint32_t index; /* choice */
+    bool has_token;
+    int32_t id;
+    headrace_finish finish; /* NONE: goes on. A stop id is delivered as a token and finishes in the same event */
+    int32_t stop_id;        /* FINISH_STOP: which id, or -1 */
+    headrace_error error;   /* FINISH_ERROR */
     const headrace_token_logprobs *logprobs; /* of id; NULL unless asked; valid until the next take of this request */
 } hr_token_event;
 

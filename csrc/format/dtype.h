@@ -1,7 +1,7 @@
 /* Element types of weight files: one row a type, and the exact meaning of its bits.
  *
- * A quantised type stores blocks of values along a row (docs/formats.md gives the layouts). Dequantisation is in fp32 and is
- * the definition; faster paths are compared with it.
+ * A quantised type stores blocks of values along a row (docs/formats.md gives the layouts). Dequantisation is in fp32
+ * and is the definition; faster paths are compared with it.
  */
 #ifndef HR_FORMAT_DTYPE_H
 #define HR_FORMAT_DTYPE_H
@@ -25,9 +25,9 @@ typedef enum hr_dtype {
 } hr_dtype;
 
 typedef struct hr_dtype_info {
-    const char *name;         /* "Q4_K" */
-    uint32_t    block_values; /* 1, 32 or 256 */
-    uint32_t    block_bytes;
+    const char *name;      /* "Q4_K" */
+    uint32_t block_values; /* 1, 32 or 256 */
+    uint32_t block_bytes;
 } hr_dtype_info;
 
 extern const hr_dtype_info hr_dtypes[HR_DTYPE_COUNT];

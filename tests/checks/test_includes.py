@@ -1,0 +1,69 @@
+"""Includes point down, never up or sideways between siblings; headers stand alone; files stay one idea long."""
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+CSRC = SOURCE / "csrc"
+
+# Which rooms a room may include. headrace.h (include/) is everyone's.
+ALLOWED = {
+    "base": {"base"},
+    "format": {"base", "format"},
+    "model": {"base", "format", "model"},
+    "text": {"base", "format", "text"},
+    "backend": {"base", "format", "model", "backend"},
+    "engine": {"base", "format", "model", "backend", "engine"},
+    "api": {"base", "format", "model", "text", "backend", "engine", "api"},
+    "server": {"base", "server"},
+    "cli": {"base", "server", "cli"},
+}
+
+
+def sources():
+    return [p for p in CSRC.rglob("*") if p.suffix in (".c", ".h", ".inc") and p.relative_to(CSRC).parts[0] in ALLOWED]
+
+
+def test_includes_point_down():
+    wrong = []
+    for path in sources():
+        room = path.relative_to(CSRC).parts[0]
+        if "example" in path.parts:
+            continue
+        for target in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.M):
+            first = target.split("/")[0]
+            if target != "headrace.h" and first not in ALLOWED[room]:
+                wrong.append(f"{path.relative_to(SOURCE)} includes {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_libevent_is_known_to_one_file_only():
+    users = [p.relative_to(SOURCE).as_posix() for p in sources() if re.search(r"#\s*include\s*<(event2/http|evhttp)", p.read_text())]
+    assert len(users) <= 2, users
+
+
+@pytest.mark.parametrize("header", sorted(p.relative_to(CSRC).as_posix() for p in sources() if p.suffix == ".h"))
+def test_header_compiles_alone(header, tmp_path):
+    unit = tmp_path / "unit.c"
+    unit.write_text(f'#include "{header}"\n')
+    subprocess.run(["gcc", "-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{CSRC}", f"-I{CSRC}/include", str(unit)],
+                   check=True)
+
+
+def test_every_file_says_why_it_exists():
+    silent = [p.relative_to(SOURCE).as_posix() for p in sources() if not p.read_text().lstrip().startswith("/*")]
+    assert not silent, silent
+
+
+def test_files_hold_one_idea():
+    long = {p.relative_to(SOURCE).as_posix(): n for p in sources() if (n := len(p.read_text().splitlines())) > 900}
+    assert not long, long
+
+
+def test_sources_are_formatted():
+    files = subprocess.run(["git", "ls-files", "csrc/*.c", "csrc/*.h", "tests/*.c", "tests/*.h", "benchmarks/*.c"], cwd=SOURCE,
+                           capture_output=True, text=True, check=True).stdout.split()
+    result = subprocess.run(["clang-format-14", "--dry-run", "--Werror", *files], cwd=SOURCE, capture_output=True, text=True)
+    assert result.returncode == 0, "run ./dev fmt:\n" + "\n".join(sorted({line.split(":")[0] for line in result.stderr.splitlines() if "error:" in line}))
