@@ -165,6 +165,43 @@ HEADRACE_API headrace_status headrace_chat_render(const headrace_model *model, c
                                                   uint32_t flags, char **text, size_t *text_len, int32_t **ids,
                                                   size_t *n_ids, headrace_error *err);
 
+/* What a chat model says, parted as the OpenAI wire format wants it. Text goes in as it comes from the stream (with
+ * sampling.keep_special set when tool calls are looked for, because their markers are special tokens); parts come out. Tags that
+ * span tokens are held back while they may become one. One thread at a time. */
+typedef struct headrace_chat_parser headrace_chat_parser;
+
+enum {
+    HEADRACE_OUTPUT_REASONING = 1, /* <think> ... </think> at the beginning is reasoning */
+    HEADRACE_OUTPUT_TOOLS = 2,     /* tool call blocks become calls; without it they stay content */
+    HEADRACE_OUTPUT_IN_REASONING = 4,    /* the rendered prompt ended with an open <think> */
+};
+
+typedef struct headrace_tool_call {
+    const char *id;        /* "call_" + 24 characters */
+    const char *name;
+    const char *arguments; /* JSON text of an object */
+} headrace_tool_call;
+
+/* What came free since the last take. Pointers are valid until the next call on the parser. */
+typedef struct headrace_chat_delta {
+    const char               *content, *reasoning; /* terminated, whole characters; may be empty, never NULL */
+    size_t                    content_len, reasoning_len;
+    const headrace_tool_call *calls;               /* [n_calls], complete ones; NULL if none */
+    uint32_t                  n_calls;
+    uint32_t                  first_call;          /* how many were taken before */
+} headrace_chat_delta;
+
+/* id_seed: where the calls' ids come from. Errors: E_MEMORY. */
+HEADRACE_API headrace_status headrace_chat_parser_create(uint32_t flags, uint64_t id_seed, headrace_chat_parser **out,
+                                                         headrace_error *err);
+HEADRACE_API void            headrace_chat_parser_add(headrace_chat_parser *parser, const char *text, size_t len);
+/* The end of the text: nothing is held back any more; a call block that does not parse becomes content. */
+HEADRACE_API void            headrace_chat_parser_finish(headrace_chat_parser *parser);
+/* Errors: E_MEMORY (something was lost on the way). */
+HEADRACE_API headrace_status headrace_chat_parser_take(headrace_chat_parser *parser, headrace_chat_delta *out,
+                                                       headrace_error *err);
+HEADRACE_API void            headrace_chat_parser_destroy(headrace_chat_parser *parser); /* NULL is accepted */
+
 /* ---------------------------------------------------------------- engine */
 
 typedef struct headrace_engine headrace_engine;
