@@ -1,0 +1,223 @@
+/* The plain table: fp32, loops in plain order. It is the definition that every faster path is compared with, and reads
+ * like docs/lfm2.md; equation numbers below are of that file.
+ *
+ * The one concession to speed: a matrix product works on eight outputs at a time. Each output still adds its products
+ * one by one from column 0 upwards, so the numbers are those of the plain double loop; the eight chains only keep the
+ * adder busy while each waits for its own last sum.
+ */
+#include "backend/cpu/cpu_kernels.h"
+#include "base/numeric.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { OUTPUTS_AT_ONCE = 8, ALIGNMENT = 64, HEAD_DIM_AT_ONCE = 64 };
+
+static size_t prepared_bytes(uint32_t cols)
+{
+    return ((size_t)cols * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static void prepare(const float *x, uint32_t cols, void *prepared)
+{
+    memcpy(prepared, x, (size_t)cols * sizeof *x);
+}
+
+static size_t linear_scratch_bytes(uint32_t cols)
+{
+    return OUTPUTS_AT_ONCE * prepared_bytes(cols);
+}
+
+/* y[o] = sum_c w[o][c] x[c], c ascending, for up to eight outputs. */
+static void dot_rows(const float *const w[OUTPUTS_AT_ONCE], const float *x, uint32_t cols, uint32_t n, float *y)
+{
+    float sum[OUTPUTS_AT_ONCE] = {0};
+
+    for (uint32_t c = 0; c < cols; c++) {
+        for (uint32_t o = 0; o < OUTPUTS_AT_ONCE; o++)
+            sum[o] += w[o][c] * x[c];
+    }
+    memcpy(y, sum, n * sizeof *y);
+}
+
+static void linear(const hr_matrix *w, uint32_t begin, uint32_t end, const void *prepared, uint32_t n_rows, float *y,
+                   size_t y_stride, void *scratch)
+{
+    size_t row_bytes = prepared_bytes(w->cols);
+    const float *rows[OUTPUTS_AT_ONCE];
+
+    for (uint32_t first = begin; first < end; first += OUTPUTS_AT_ONCE) {
+        uint32_t n = end - first < OUTPUTS_AT_ONCE ? end - first : OUTPUTS_AT_ONCE;
+
+        for (uint32_t o = 0; o < OUTPUTS_AT_ONCE; o++) {
+            uint32_t used = o < n ? o : 0; /* idle chains repeat the first output */
+            float *row = (float *)((unsigned char *)scratch + used * row_bytes);
+
+            if (o < n)
+                hr_dequantize(w->dtype, (const unsigned char *)w->data + (size_t)(first + o) * w->row_bytes, row,
+                              w->cols);
+            rows[o] = row;
+        }
+        for (uint32_t r = 0; r < n_rows; r++) {
+            const float *x = (const float *)((const unsigned char *)prepared + r * row_bytes);
+
+            dot_rows(rows, x, w->cols, n, y + r * y_stride + (first - begin));
+        }
+    }
+}
+
+/* Equation 2. */
+static void rmsnorm(const float *x, const float *w, uint32_t n, float eps, float *y)
+{
+    float sum = 0, scale;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = w[i] * (x[i] * scale);
+}
+
+/* Equation 13. */
+static void swiglu(const float *gate, const float *up, uint32_t n, float *y)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+static void add_scaled(float *y, const float *x, float scale, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] += x[i] * scale;
+}
+
+/* Values [first, first + n) of one stored key or value vector. */
+static void load_kv(const hr_kv_view *kv, size_t part_offset, uint32_t position, uint32_t first, uint32_t n, float *out)
+{
+    const unsigned char *page = kv->pool + (size_t)kv->pages[position / kv->page_tokens] * kv->page_bytes + part_offset;
+    size_t at = (size_t)(position % kv->page_tokens) * kv->head_dim + first;
+
+    if (kv->dtype == HR_KV_F32) {
+        memcpy(out, page + at * sizeof(float), n * sizeof(float));
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        uint16_t h;
+
+        memcpy(&h, page + (at + i) * sizeof h, sizeof h);
+        out[i] = hr_bf16_to_f32(h);
+    }
+}
+
+/* Equation 9: scaled scores of one head, into scores[0 .. n_context). The head dimension is read in pieces so that no
+ * buffer depends on its size; the sum still ascends. */
+static void score(const float *q, const hr_kv_view *kv, uint32_t n_context, float scale, float *scores)
+{
+    float key[HEAD_DIM_AT_ONCE];
+
+    for (uint32_t t = 0; t < n_context; t++) {
+        float sum = 0;
+
+        for (uint32_t first = 0; first < kv->head_dim; first += HEAD_DIM_AT_ONCE) {
+            uint32_t n = kv->head_dim - first < HEAD_DIM_AT_ONCE ? kv->head_dim - first : HEAD_DIM_AT_ONCE;
+
+            load_kv(kv, kv->k_offset, t, first, n, key);
+            for (uint32_t i = 0; i < n; i++)
+                sum += q[first + i] * key[i];
+        }
+        scores[t] = sum * scale;
+    }
+}
+
+/* Equation 10: softmax in place. */
+static void softmax(float *scores, uint32_t n)
+{
+    float largest = scores[0], sum = 0;
+
+    for (uint32_t t = 1; t < n; t++)
+        largest = scores[t] > largest ? scores[t] : largest;
+    for (uint32_t t = 0; t < n; t++) {
+        scores[t] = expf(scores[t] - largest);
+        sum += scores[t];
+    }
+    for (uint32_t t = 0; t < n; t++)
+        scores[t] /= sum;
+}
+
+/* Equation 11: the values' weighted sum of one head. */
+static void mix_values(const float *weights, const hr_kv_view *kv, uint32_t n_context, float *out)
+{
+    float value[HEAD_DIM_AT_ONCE];
+
+    memset(out, 0, kv->head_dim * sizeof *out);
+    for (uint32_t first = 0; first < kv->head_dim; first += HEAD_DIM_AT_ONCE) {
+        uint32_t n = kv->head_dim - first < HEAD_DIM_AT_ONCE ? kv->head_dim - first : HEAD_DIM_AT_ONCE;
+
+        for (uint32_t t = 0; t < n_context; t++) {
+            load_kv(kv, kv->v_offset, t, first, n, value);
+            for (uint32_t i = 0; i < n; i++)
+                out[first + i] += weights[t] * value[i];
+        }
+    }
+}
+
+static void attention(const float *q, uint32_t n_heads, const hr_kv_view *kv, uint32_t n_context, float scale,
+                      float *scores, float *out)
+{
+    for (uint32_t h = 0; h < n_heads; h++) {
+        float *row = scores + (size_t)h * n_context;
+
+        score(q + (size_t)h * kv->head_dim, kv, n_context, scale, row);
+        softmax(row, n_context);
+        mix_values(row, kv, n_context, out + (size_t)h * kv->head_dim);
+    }
+}
+
+static void store_kv(const float *x, uint32_t n, hr_kv_dtype dtype, void *dst)
+{
+    unsigned char *at = dst;
+
+    if (dtype == HR_KV_F32) {
+        memcpy(at, x, n * sizeof *x);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        uint16_t h = hr_f32_to_bf16(x[i]);
+
+        memcpy(at + i * sizeof h, &h, sizeof h);
+    }
+}
+
+/* Equations 4 to 6. */
+static void conv_row(const float *b, const float *c, const float *x, const float *taps, const float *bias, uint32_t n,
+                     uint32_t length, float *state, float *bx, float *y)
+{
+    for (uint32_t h = 0; h < n; h++) {
+        float u = b[h] * x[h], sum = 0;
+
+        for (uint32_t j = 0; j + 1 < length; j++)
+            sum += taps[(size_t)h * length + j] * state[(size_t)j * n + h];
+        sum += taps[(size_t)h * length + length - 1] * u;
+        if (bias)
+            sum += bias[h];
+        for (uint32_t j = 0; j + 2 < length; j++)
+            state[(size_t)j * n + h] = state[(size_t)(j + 1) * n + h];
+        state[(size_t)(length - 2) * n + h] = u;
+        bx[h] = u;
+        y[h] = c[h] * sum;
+    }
+}
+
+const hr_cpu_kernels hr_cpu_kernels_plain = {
+    .name = "plain",
+    .prepared_bytes = prepared_bytes,
+    .prepare = prepare,
+    .linear_scratch_bytes = linear_scratch_bytes,
+    .linear = linear,
+    .rmsnorm = rmsnorm,
+    .swiglu = swiglu,
+    .add_scaled = add_scaled,
+    .attention = attention,
+    .store_kv = store_kv,
+    .conv_row = conv_row,
+};
