@@ -4,8 +4,10 @@
 
 #include "format/tensor_file.h"
 
-/* Opens folder/model.safetensors.index.json and its shards if there is an index, else folder/model.safetensors, else the only
- * *.safetensors file of the folder. Errors: E_IO, E_MODEL (file, tensor, byte offset, what would be right), E_MEMORY. */
+/* Opens folder/model.safetensors.index.json and its shards if there is an index, else folder/model.safetensors, else
+ * the only
+ * *.safetensors file of the folder. Errors: E_IO, E_MODEL (file, tensor, byte offset, what would be right), E_MEMORY.
+ */
 headrace_status hr_safetensors_open_folder(const char *folder, hr_tensor_file *out, headrace_error *err);
 /* One file by path. */
 headrace_status hr_safetensors_open(const char *path, hr_tensor_file *out, headrace_error *err);
@@ -13,12 +15,13 @@ headrace_status hr_safetensors_open(const char *path, hr_tensor_file *out, headr
 headrace_status hr_safetensors_parse(const unsigned char *bytes, size_t len, const char *path, hr_tensor_file *out,
                                      headrace_error *err);
 
-/* Writes float32 tensors to a new safetensors file (written beside and renamed, so that a reader never sees half of it). */
+/* Writes float32 tensors to a new safetensors file (written beside and renamed, so that a reader never sees half of
+ * it). */
 typedef struct hr_safetensors_item {
-    const char  *name;
+    const char *name;
     const float *data;
-    uint32_t     rank;
-    uint64_t     shape[HR_RANK_MAX];
+    uint32_t rank;
+    uint64_t shape[HR_RANK_MAX];
 } hr_safetensors_item;
 headrace_status hr_safetensors_write(const char *path, const hr_safetensors_item *items, size_t n_items,
                                      headrace_error *err);
