@@ -416,6 +416,18 @@ HEADRACE_API headrace_status headrace_compute_logits(headrace_model *model, cons
                                                      const int32_t *ids, size_t n_ids, float *logits,
                                                      headrace_error *err);
 
+/* A float32 tensor for headrace_save_tensors; data is [shape[0], .., shape[rank - 1]], row-major, borrowed. */
+typedef struct headrace_named_tensor {
+    const char  *name;
+    const float *data;
+    uint32_t     rank; /* 1 .. 4 */
+    uint64_t     shape[4];
+} headrace_named_tensor;
+
+/* Writes a safetensors file: beside the path first and renamed at the end, so that nobody reads half of one. */
+HEADRACE_API headrace_status headrace_save_tensors(const char *path, const headrace_named_tensor *tensors, size_t n_tensors,
+                                                   headrace_error *err);
+
 /* Runs ids through two paths (plain fp32 against the fast one, or two chunkings) and reports every named intermediate
  * value in order, with the first place whose error exceeds the tolerance, as JSON. *json is freed with headrace_free.
  */

@@ -1,0 +1,135 @@
+/* headrace serve: a model, an engine, and the HTTP server in front of them. */
+#include "cli/program.h"
+
+#include "base/file.h"
+#include "server/server.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { KEYS_MAX = 64, KEY_FILE_BYTES_MAX = 64 * 1024 };
+
+typedef struct keys {
+    const char *at[KEYS_MAX]; /* borrowed from options, or from file_text */
+    size_t n;
+    char *file_text; /* owned */
+} keys;
+
+/* --api-key, --api-key-file (one a line), HEADRACE_API_KEY. */
+static int collect_keys(const hr_options *options, keys *out)
+{
+    uint32_t n;
+    const char *const *list = hr_option_list(options, "api-key", &n);
+    const char *path = hr_option_text(options, "api-key-file");
+    headrace_error err = {0};
+    size_t len;
+
+    *out = (keys){0};
+    for (uint32_t i = 0; i < n && out->n < KEYS_MAX; i++)
+        out->at[out->n++] = list[i];
+    if (!path)
+        return HR_EXIT_OK;
+    if (hr_file_read(path, KEY_FILE_BYTES_MAX, &out->file_text, &len, &err) != HEADRACE_OK)
+        return hr_report(&err);
+    for (char *next, *line = strtok_r(out->file_text, "\r\n", &next); line && out->n < KEYS_MAX;
+         line = strtok_r(NULL, "\r\n", &next)) {
+        if (*line && *line != '#')
+            out->at[out->n++] = line;
+    }
+    if (out->n == n) {
+        (void)fprintf(stderr, "headrace: --api-key-file %s: no key in it\n", path);
+        return HR_EXIT_USAGE;
+    }
+    return HR_EXIT_OK;
+}
+
+static int fill_server_options(const hr_options *options, const keys *api_keys, hr_server_options *out)
+{
+    uint32_t n, port = hr_option_u32(options, "port");
+
+    if (port > 65535) {
+        (void)fprintf(stderr, "headrace: --port: %u is more than 65535\n", port);
+        return HR_EXIT_USAGE;
+    }
+    hr_server_options_init(out);
+    out->host = hr_option_text(options, "host");
+    out->port = (uint16_t)port;
+    out->model_names = hr_option_list(options, "served-model-name", &n);
+    out->n_model_names = n;
+    out->api_keys = api_keys->at;
+    out->n_api_keys = api_keys->n;
+    out->allowed_origins = hr_option_list(options, "allowed-origins", &n);
+    out->n_allowed_origins = n;
+    out->max_body_bytes = hr_option_size(options, "max-body");
+    out->max_header_bytes = (uint32_t)hr_option_size(options, "max-header");
+    out->max_connections = hr_option_u32(options, "max-connections");
+    out->max_n = hr_option_u32(options, "max-n");
+    out->max_logprobs = hr_option_u32(options, "max-logprobs");
+    out->n_io_threads = hr_option_u32(options, "io-threads");
+    out->shutdown_timeout_ms = (uint32_t)(hr_option_real(options, "shutdown-timeout") * 1000);
+    out->metrics_prefix = hr_option_text(options, "metrics-prefix");
+    out->log_requests = hr_option_bool(options, "log-requests") && !hr_option_bool(options, "quiet");
+    out->log_format = strcmp(hr_option_text(options, "log-format"), "json") == 0 ? HR_LOG_JSON : HR_LOG_TEXT;
+    return HR_EXIT_OK;
+}
+
+static int open_serving_engine(const hr_options *options, headrace_model *model, headrace_engine **out)
+{
+    headrace_engine_options engine_options;
+
+    hr_engine_options_from(options, &engine_options);
+    engine_options.max_num_queued_reqs = hr_option_u32(options, "max-num-queued-reqs");
+    engine_options.max_num_queued_tokens = hr_option_uint(options, "max-num-queued-tokens");
+    engine_options.queue_timeout_us = (uint64_t)(hr_option_real(options, "queue-timeout") * 1e6);
+    engine_options.disable_prefix_caching = !hr_option_bool(options, "enable-prefix-caching");
+    return hr_open_engine(model, &engine_options, out);
+}
+
+int hr_cmd_serve(int argc, char **argv)
+{
+    hr_options *options =
+        hr_options_parse(argc, argv, HR_FOR_SERVE, "[MODEL]",
+                         "OpenAI-compatible HTTP server. Stops on SIGTERM after finishing what runs.", 0, 1);
+    hr_server_options server_options;
+    hr_server *server = NULL;
+    headrace_model *model = NULL;
+    headrace_engine *engine = NULL;
+    headrace_error err = {0};
+    keys api_keys = {0};
+    bool used;
+    int code = HR_EXIT_OK;
+
+    if (hr_option_bool(options, "print-config")) {
+        hr_options_print(options);
+        goto done;
+    }
+    hr_setup_log(options);
+    if ((code = collect_keys(options, &api_keys)) != HR_EXIT_OK ||
+        (code = fill_server_options(options, &api_keys, &server_options)) != HR_EXIT_OK)
+        goto done;
+    if (hr_server_open(&server_options, &server, &err) != HEADRACE_OK) {
+        code = hr_report(&err);
+        code = code == HR_EXIT_FAILURE ? hr_server_exit_code(&err) : code;
+        goto done;
+    }
+    hr_model_choice choice = {.chat_template = hr_option_text(options, "chat-template"),
+                              .ignore_generation_config =
+                                  strcmp(hr_option_text(options, "generation-config"), "none") == 0};
+    code = hr_open_model(options, &choice, &model, &used);
+    if (code != HR_EXIT_OK || (code = open_serving_engine(options, model, &engine)) != HR_EXIT_OK)
+        goto done;
+    if (!hr_option_bool(options, "quiet"))
+        hr_print_summary(model, engine);
+    if (hr_server_run(server, model, engine, &err) != HEADRACE_OK) {
+        code = hr_report(&err);
+        code = code == HR_EXIT_FAILURE ? hr_server_exit_code(&err) : code;
+    }
+done:
+    hr_server_close(server);
+    headrace_engine_close(engine);
+    headrace_model_close(model);
+    free(api_keys.file_text);
+    hr_options_destroy(options);
+    return code;
+}

@@ -1,0 +1,96 @@
+/* The option table. A new option is one row here; argp's table, help, environment, configuration file and
+ * --print-config follow. */
+#include "cli/option_table.h"
+
+#define WITH_MODEL                                                                                             \
+    (HR_FOR_SERVE | HR_FOR_RUN | HR_FOR_INFO | HR_FOR_TOKENIZE | HR_FOR_BENCH | HR_FOR_LOGITS | HR_FOR_SCORE | \
+     HR_FOR_COMPARE)
+#define WITH_ENGINE (HR_FOR_SERVE | HR_FOR_RUN | HR_FOR_BENCH)
+#define WITH_COMPUTE (WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE)
+#define WITH_JSON (HR_FOR_INFO | HR_FOR_TOKENIZE | HR_FOR_BENCH | HR_FOR_SCORE | HR_FOR_COMPARE | HR_FOR_DOCTOR)
+#define ALL ((unsigned)-1)
+
+const hr_option_def hr_option_table[] = {
+    /* model */
+    {"model", NULL, 'm', HR_OPTION_TEXT, "PATH", NULL, WITH_MODEL,
+     "folder with safetensors, .gguf file, or \"tiny\" (instead of the argument)"},
+    {"hf", NULL, 0, HR_OPTION_TEXT, "ORG/NAME[:QUANT]", NULL, WITH_MODEL, "model in the local Hugging Face Hub cache"},
+    {"chat-template", NULL, 0, HR_OPTION_TEXT, "NAME|FILE", NULL, HR_FOR_SERVE | HR_FOR_RUN,
+     "use this chat template instead of the checkpoint's"},
+    {"generation-config", NULL, 0, HR_OPTION_TEXT, "auto|none", "auto", HR_FOR_SERVE | HR_FOR_RUN,
+     "sampling defaults from generation_config.json (auto) or from the model card table (none)"},
+    /* computing */
+    {"device", NULL, 0, HR_OPTION_TEXT, "auto|cpu", "auto", WITH_COMPUTE, "where to compute"},
+    {"threads", NULL, 't', HR_OPTION_UINT, "N", "0", WITH_COMPUTE, "CPU threads; 0: one a physical core"},
+    {"exact", NULL, 0, HR_OPTION_BOOL, NULL, "no", WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE,
+     "the plain fp32 path: slow, the oracle of every other"},
+    {"kv-cache-dtype", NULL, 0, HR_OPTION_TEXT, "auto|bf16|f32", "auto", WITH_COMPUTE,
+     "element type of keys and values"},
+    {"chunk", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE, "rows a step; 0: 512"},
+    /* engine */
+    {"max-model-len", "ctx-size", 'c', HR_OPTION_UINT, "N", "0", WITH_ENGINE,
+     "prompt + output tokens; 0: from the model"},
+    {"max-num-seqs", "parallel", 0, HR_OPTION_UINT, "N", "0", WITH_ENGINE, "sequences that run at once; 0: by memory"},
+    {"max-num-batched-tokens", NULL, 'b', HR_OPTION_UINT, "N", "0", WITH_ENGINE, "rows a step; 0: 512"},
+    {"max-num-queued-reqs", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_SERVE, "waiting requests; 0: 4 x max-num-seqs"},
+    {"max-num-queued-tokens", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_SERVE, "waiting prompt tokens; 0: no limit"},
+    {"queue-timeout", NULL, 0, HR_OPTION_REAL, "S", "60", HR_FOR_SERVE, "seconds a request may wait before 503"},
+    {"kv-cache-memory", NULL, 0, HR_OPTION_SIZE, "SIZE", "0", WITH_ENGINE,
+     "memory for keys and values; 0: by free memory"},
+    {"block-size", NULL, 0, HR_OPTION_UINT, "N", "16", WITH_ENGINE, "tokens a page of the KV cache"},
+    {"enable-prefix-caching", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE | HR_FOR_RUN,
+     "reuse pages of equal prefixes"},
+    {"seed", NULL, 0, HR_OPTION_UINT, "N", "0", WITH_ENGINE, "for requests that bring no seed of their own"},
+    /* server */
+    {"host", NULL, 0, HR_OPTION_TEXT, "ADDR", "127.0.0.1", HR_FOR_SERVE, "address to listen on, or unix:PATH"},
+    {"port", NULL, 0, HR_OPTION_UINT, "N", "8000", HR_FOR_SERVE, "0: any free port, which the ready line names"},
+    {"served-model-name", "alias", 'a', HR_OPTION_LIST, "NAME", NULL, HR_FOR_SERVE, "names the model answers to"},
+    {"api-key", NULL, 0, HR_OPTION_LIST, "KEY", NULL, HR_FOR_SERVE, "clients must send one of these"},
+    {"api-key-file", NULL, 0, HR_OPTION_TEXT, "FILE", NULL, HR_FOR_SERVE, "one key a line"},
+    {"allowed-origins", NULL, 0, HR_OPTION_LIST, "ORIGIN", NULL, HR_FOR_SERVE, "CORS origins; * for all"},
+    {"max-n", NULL, 0, HR_OPTION_UINT, "N", "16", HR_FOR_SERVE, "choices a request may ask for"},
+    {"max-logprobs", NULL, 0, HR_OPTION_UINT, "N", "20", HR_FOR_SERVE, "alternatives a token"},
+    {"max-body", NULL, 0, HR_OPTION_SIZE, "SIZE", "16mi", HR_FOR_SERVE, "longest request body"},
+    {"max-header", NULL, 0, HR_OPTION_SIZE, "SIZE", "32ki", HR_FOR_SERVE, "longest request head"},
+    {"max-connections", NULL, 0, HR_OPTION_UINT, "N", "8192", HR_FOR_SERVE, "open connections"},
+    {"io-threads", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_SERVE, "HTTP threads; 0: half the cores, 1 to 4"},
+    {"shutdown-timeout", NULL, 0, HR_OPTION_REAL, "S", "30", HR_FOR_SERVE,
+     "seconds to finish running requests on SIGTERM"},
+    {"metrics", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "serve /metrics"},
+    {"metrics-prefix", NULL, 0, HR_OPTION_TEXT, "NAME", "headrace", HR_FOR_SERVE, "\"vllm\" gives vLLM's metric names"},
+    {"log-requests", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "one line a request (never its text)"},
+    {"log-format", NULL, 0, HR_OPTION_TEXT, "text|json", "text", HR_FOR_SERVE, "format of those lines"},
+    {"print-config", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_SERVE, "show every option with its source and exit"},
+    /* answering */
+    {"system", NULL, 's', HR_OPTION_TEXT, "TEXT", NULL, HR_FOR_RUN, "system message"},
+    {"raw", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_RUN,
+     "continue the prompt as plain text, without a chat template"},
+    {"max-tokens", NULL, 'n', HR_OPTION_UINT, "N", "0", HR_FOR_RUN, "longest answer; 0: rest of the context"},
+    {"temperature", "temp", 0, HR_OPTION_REAL, "X", NULL, HR_FOR_RUN, "0: greedy; default: the model's"},
+    {"top-k", NULL, 0, HR_OPTION_UINT, "N", NULL, HR_FOR_RUN, "0: off; default: the model's"},
+    {"top-p", NULL, 0, HR_OPTION_REAL, "X", NULL, HR_FOR_RUN, "default: the model's"},
+    {"min-p", NULL, 0, HR_OPTION_REAL, "X", NULL, HR_FOR_RUN, "default: the model's"},
+    {"repetition-penalty", NULL, 0, HR_OPTION_REAL, "X", NULL, HR_FOR_RUN, "default: the model's"},
+    {"stop", NULL, 0, HR_OPTION_LIST, "TEXT", NULL, HR_FOR_RUN, "end the answer at this text"},
+    /* text */
+    {"special", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "recognise special tokens in the text"},
+    {"bos", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "put the beginning-of-sequence id in front"},
+    /* files and measures */
+    {"ids", NULL, 0, HR_OPTION_TEXT, "FILE.json", NULL, HR_FOR_LOGITS | HR_FOR_COMPARE,
+     "JSON list of lists of token ids"},
+    {"out", "output", 'o', HR_OPTION_TEXT, "FILE", NULL, HR_FOR_LOGITS, "safetensors file to write"},
+    {"window", NULL, 0, HR_OPTION_UINT, "N", "512", HR_FOR_SCORE, "tokens scored at once, the first being bos"},
+    {"tolerance", NULL, 0, HR_OPTION_REAL, "X", "0.05", HR_FOR_COMPARE,
+     "largest difference relative to the tensor's largest value"},
+    {"input-len", NULL, 0, HR_OPTION_UINT, "N", "512", HR_FOR_BENCH, "prompt tokens"},
+    {"output-len", NULL, 0, HR_OPTION_UINT, "N", "128", HR_FOR_BENCH, "generated tokens"},
+    {"num-iters", NULL, 0, HR_OPTION_UINT, "N", "3", HR_FOR_BENCH, "latency: measured runs, after one to warm up"},
+    {"num-prompts", NULL, 0, HR_OPTION_UINT, "N", "16", HR_FOR_BENCH, "throughput: requests in all"},
+    {"max-concurrency", NULL, 0, HR_OPTION_UINT, "N", "8", HR_FOR_BENCH, "throughput: requests at once"},
+    {"json", NULL, 0, HR_OPTION_BOOL, NULL, "no", WITH_JSON, "one JSON object on stdout"},
+    /* every command */
+    {"verbose", NULL, 'v', HR_OPTION_BOOL, NULL, "no", ALL, "debug lines on stderr"},
+    {"quiet", NULL, 'q', HR_OPTION_BOOL, NULL, "no", ALL, "only results and errors"},
+    {"config", NULL, 0, HR_OPTION_TEXT, "FILE", NULL, ALL, "lines of `name = value` with the names above"},
+};
+const uint32_t hr_option_count = sizeof hr_option_table / sizeof hr_option_table[0];

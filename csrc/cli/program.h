@@ -1,0 +1,61 @@
+/* What the commands share: finding and opening a model and an engine, progress, exit codes. */
+#ifndef HR_CLI_PROGRAM_H
+#define HR_CLI_PROGRAM_H
+
+#include "base/buffer.h"
+#include "cli/options.h"
+#include "headrace.h"
+
+/* The commands. Each parses its own arguments and returns the exit code. argv[0] is the command's name. */
+int hr_cmd_serve(int argc, char **argv);
+int hr_cmd_run(int argc, char **argv);
+int hr_cmd_info(int argc, char **argv);
+int hr_cmd_tokenize(int argc, char **argv);
+int hr_cmd_bench(int argc, char **argv);
+int hr_cmd_logits(int argc, char **argv);
+int hr_cmd_score(int argc, char **argv);
+int hr_cmd_compare(int argc, char **argv);
+int hr_cmd_doctor(int argc, char **argv);
+int hr_cmd_version(int argc, char **argv);
+
+/* Prints "headrace: MESSAGE" on stderr and returns the exit code for the status. */
+int hr_report(const headrace_error *err);
+/* For the commands that log: sends the library's lines to stderr by --verbose and --quiet. */
+void hr_setup_log(const hr_options *options);
+
+/* Which model is meant: --model, --hf, their environment twins, or the given positional argument. NULL after printing
+ * why not. The result is malloc'ed. *used_argument tells whether the first positional argument was the model. */
+char *hr_model_path(const hr_options *options, uint32_t argument, bool *used_argument);
+/* Looks for ORG/NAME[:QUANT] in the local Hub cache; never asks the network. NULL after printing the command that
+ * downloads it. */
+char *hr_hub_find(const char *reference);
+typedef struct hr_model_choice {
+    uint32_t argument;         /* which positional argument names the model */
+    const char *chat_template; /* NULL: the checkpoint's own */
+    bool ignore_generation_config, skip_weights;
+} hr_model_choice;
+/* Opens the model that the options mean, with progress on a terminal. 0 or an exit code, after printing what was wrong.
+ * *used_argument as in hr_model_path. */
+int hr_open_model(const hr_options *options, const hr_model_choice *choice, headrace_model **out, bool *used_argument);
+/* Engine options from the flags that serve, run and bench share. */
+void hr_engine_options_from(const hr_options *options, headrace_engine_options *out);
+/* Opens an engine. 0 or an exit code, after printing what was wrong. */
+int hr_open_engine(headrace_model *model, const headrace_engine_options *options, headrace_engine **out);
+/* Five lines on stderr: what was loaded and how memory is divided. */
+void hr_print_summary(const headrace_model *model, const headrace_engine *engine);
+
+/* Reads a JSON list of lists of token ids. Freed with hr_id_lists_free. Returns 0 or an exit code after printing. */
+typedef struct hr_id_lists {
+    int32_t **ids; /* [n][n_ids[i]] */
+    size_t *n_ids;
+    size_t n;
+} hr_id_lists;
+int hr_read_id_lists(const char *path, uint32_t vocab_size, hr_id_lists *out);
+void hr_id_lists_free(hr_id_lists *lists);
+
+/* Waits until the descriptor is readable or the time is over. */
+void hr_wait_readable(int fd, int timeout_ms);
+/* "1.2 GiB", in a buffer of the caller. */
+const char *hr_format_bytes(uint64_t n_bytes, char text[32]);
+
+#endif
