@@ -78,7 +78,7 @@ static void rmsnorm(const float *x, const float *w, uint32_t n, float eps, float
         y[i] = w[i] * (x[i] * scale);
 }
 
-/* Equation 13. */
+/* Equation 15, without its matrices. */
 static void swiglu(const float *gate, const float *up, uint32_t n, float *y)
 {
     for (uint32_t i = 0; i < n; i++)
@@ -109,7 +109,7 @@ static void load_kv(const hr_kv_view *kv, size_t part_offset, uint32_t position,
     }
 }
 
-/* Equation 9: scaled scores of one head, into scores[0 .. n_context). The head dimension is read in pieces so that no
+/* Equation 11: scaled scores of one head, into scores[0 .. n_context). The head dimension is read in pieces so that no
  * buffer depends on its size; the sum still ascends. */
 static void score(const float *q, const hr_kv_view *kv, uint32_t n_context, float scale, float *scores)
 {
@@ -129,7 +129,7 @@ static void score(const float *q, const hr_kv_view *kv, uint32_t n_context, floa
     }
 }
 
-/* Equation 10: softmax in place. */
+/* Equation 12: softmax in place. */
 static void softmax(float *scores, uint32_t n)
 {
     float largest = scores[0], sum = 0;
@@ -144,7 +144,7 @@ static void softmax(float *scores, uint32_t n)
         scores[t] /= sum;
 }
 
-/* Equation 11: the values' weighted sum of one head. */
+/* Equation 13: the values' weighted sum of one head. */
 static void mix_values(const float *weights, const hr_kv_view *kv, uint32_t n_context, float *out)
 {
     float value[HEAD_DIM_AT_ONCE];
@@ -188,7 +188,7 @@ static void store_kv(const float *x, uint32_t n, hr_kv_dtype dtype, void *dst)
     }
 }
 
-/* Equations 4 to 6. */
+/* Equations 5 to 7, without the output projection. */
 static void conv_row(const float *b, const float *c, const float *x, const float *taps, const float *bias, uint32_t n,
                      uint32_t length, float *state, float *bx, float *y)
 {

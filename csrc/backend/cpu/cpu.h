@@ -1,0 +1,137 @@
+/* One instance of the CPU backend: what its files share. Included by csrc/backend/cpu only.
+ *
+ * A step is a list of stages with a barrier between each two; a stage is one loop over independent pieces of work.
+ * Every buffer is made at open for the largest batch. Shapes use the letters of model.h; T is the rows of the batch at
+ * hand, but buffers are sized for options.max_rows.
+ *
+ * Layouts that the backend chooses:
+ *   page   [n_attention_layers, Nkv, {keys, values}, P, D] in kv_dtype, rounded up to 64 bytes: what one head reads of
+ * a page is contiguous slot   [n_conv_layers, H / HR_CPU_CHANNELS, L-1, HR_CPU_CHANNELS] fp32, oldest column first: one
+ * piece of the convolution's work (a block of channels) has its state in one place
+ */
+#ifndef HR_BACKEND_CPU_CPU_H
+#define HR_BACKEND_CPU_CPU_H
+
+#include "backend/cpu/cpu_kernels.h"
+#include "backend/cpu/cpu_pool.h"
+
+enum {
+    HR_CPU_ALIGNMENT = 64,
+    HR_CPU_CHANNELS = 128, /* channels in one piece of convolution work */
+    HR_CPU_TILE_MAX = 64,  /* outputs in one piece of a matrix product */
+    HR_CPU_TILE_MIN = 16,
+};
+
+/* What one thread has for itself. */
+typedef struct hr_cpu_worker {
+    void *linear_scratch; /* kernels->linear_scratch_bytes of the widest matrix */
+    float *tile;          /* [2, max_rows, HR_CPU_TILE_MAX]: gate and up before they are multiplied */
+    float *scores;        /* [Nq / Nkv, max_context] */
+    float *head;          /* [D] */
+    float *router_row;    /* [H], one row of the router in fp32 */
+    float *expert_scores; /* [E] */
+    bool *expert_taken;   /* [E] */
+    hr_sampler *sampler;
+} hr_cpu_worker;
+
+/* One matrix product over rows, as a piece of a stage: out = W in (+ bias), and residual += out if there is one; or,
+ * with `up`, out = silu(W in) * (up in) (equation 15). */
+typedef struct hr_cpu_product {
+    const hr_matrix *w, *up;
+    const void *in; /* prepared rows of w->cols */
+    uint32_t n_rows;
+    float *out;          /* [n_rows, w->rows] */
+    const float *bias;   /* [w->rows] or NULL */
+    float *residual;     /* [n_rows, w->rows] or NULL */
+    uint32_t first_tile; /* filled by hr_cpu_multiply */
+} hr_cpu_product;
+
+typedef struct hr_cpu {
+    hr_backend base;
+    const hr_model *model;
+    const hr_arch *arch;
+    const hr_cpu_kernels *kernels;
+    hr_backend_options options;
+    hr_cpu_pool *pool;
+    uint32_t n_threads, n_steps_begun;
+    uint32_t n_valid_ids; /* ids that may be sampled */
+    uint32_t max_context; /* positions that one span's pages can cover */
+    uint32_t logit_rows;  /* rows of logits held at a time */
+
+    /* What outlives a step. */
+    hr_kv_dtype kv_dtype;
+    size_t kv_value_bytes, kv_head_bytes, page_bytes; /* one value; one head's keys of one page; a page */
+    size_t slot_values;
+    uint32_t n_pages, n_slots;
+    unsigned char *kv;   /* [n_pages, page_bytes] */
+    float *state;        /* [n_slots, slot_values] */
+    int32_t *slot_token; /* [n_slots], the id last sampled, or -1 */
+    size_t kv_bytes, state_bytes, scratch_bytes;
+    void *scratch; /* everything below */
+
+    hr_batch batches[2];
+    hr_cpu_worker *workers; /* [n_threads] */
+    double *rope_rate;      /* [D / 2], theta^(-2j/D) */
+
+    /* The step at hand. */
+    const hr_batch *batch;
+    uint32_t n_rows;
+    uint32_t *row_span;         /* [T] */
+    float *rope_cos, *rope_sin; /* [T, D / 2] */
+    float *x;                   /* [T, H], the residual stream */
+    float *norm;                /* [T, H], normalised rows; then B x of the convolution */
+    float *mix;                 /* [T, max(H, Nq D)], what goes into the operator's output projection */
+    float *out;                 /* [T, H], what operator or feed-forward adds */
+    float *wide;                /* [T, max(3H, (Nq + 2 Nkv) D)]: B, C, x rows; or q, k, v blocks */
+    float *q, *k, *v;           /* inside wide: [T, Nq D], [T, Nkv D], [T, Nkv D] */
+    void *prepared;             /* [T] prepared rows of max(H, Nq D) */
+    float *act;                 /* [T, F] or [T K, M], between the two halves of a feed-forward */
+    void *prepared_act;         /* prepared rows of act; and before that the rows gathered for experts */
+    float *logits;              /* [logit_rows, V] */
+
+    /* Mixture layers. */
+    float *router_logits;     /* [T, E] */
+    uint32_t *router_ids;     /* [T, K], best first */
+    float *router_weights;    /* [T, K] */
+    uint32_t *expert_first;   /* [E + 1]: rows of expert e lie at [first[e], first[e + 1]) of the gathered rows */
+    uint32_t *place;          /* [T, K]: where the gathered row of (row, rank) lies */
+    uint32_t *gathered_row;   /* [T K]: the row that a gathered row was taken from */
+    float *expert_out;        /* [T K, H] */
+    hr_cpu_product *products; /* [E] */
+} hr_cpu;
+
+static inline void hr_cpu_tap(const hr_cpu *cpu, hr_tap tap, uint32_t layer, const float *data, uint32_t rows,
+                              uint32_t cols)
+{
+    if (cpu->options.tap)
+        cpu->options.tap(cpu->options.tap_user, tap, layer, data, rows, cols);
+}
+
+/* Rows in one run of a loop over rows of n values: enough to be worth handing to another thread. */
+static inline uint32_t hr_cpu_row_grain(uint32_t n)
+{
+    return n >= 8192 ? 1 : 8192 / (n > 0 ? n : 1);
+}
+
+/* cpu_check.c: E_ENGINE when the batch is outside what the instance was opened for; fills row_span. */
+headrace_status hr_cpu_check_batch(hr_cpu *cpu, const hr_batch *batch, headrace_error *err);
+
+/* cpu_linear.c: one stage that does n products side by side (they share no outputs). */
+void hr_cpu_multiply(hr_cpu *cpu, hr_cpu_product *products, uint32_t n);
+/* Equation 2 for every row of x into norm, and prepared for a product. */
+void hr_cpu_norm_rows(hr_cpu *cpu, const float *weight);
+/* Prepares n_rows rows of `cols` values. */
+void hr_cpu_prepare_rows(hr_cpu *cpu, const float *in, uint32_t cols, uint32_t n_rows, void *prepared);
+
+/* The two operators (equations 4-7 and 8-14): from norm and prepared to out, added to x. */
+void hr_cpu_conv(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
+void hr_cpu_attention(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
+/* The two feed-forwards (15 and 16-19), likewise. */
+void hr_cpu_ffn(hr_cpu *cpu, const hr_layer *layer);
+void hr_cpu_moe(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
+/* cpu_head.c: equation 20 and sampling for the rows that are outputs. */
+void hr_cpu_head(hr_cpu *cpu);
+
+headrace_status hr_cpu_step(hr_cpu *cpu, hr_batch *batch, headrace_error *err);
+
+#endif

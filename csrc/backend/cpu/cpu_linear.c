@@ -1,0 +1,138 @@
+/* Matrix products of a step, and the row loops that feed them.
+ *
+ * A stage hands out tiles of outputs: each weight is read by one thread, once a step, for all rows, which is what
+ * matters when the weights are larger than every cache. Tiles are small enough that each thread gets several, so that a
+ * thread that lost its core for a while does not hold up the stage.
+ */
+#include "backend/cpu/cpu.h"
+
+enum { INLINE_WORK = 1 << 16 /* multiplications below which waking another thread costs more than it saves */ };
+
+typedef struct multiply_stage {
+    hr_cpu *cpu;
+    hr_cpu_product *products;
+    uint32_t n, tile;
+} multiply_stage;
+
+static void gated_tile(hr_cpu *cpu, hr_cpu_worker *worker, const hr_cpu_product *p, uint32_t begin, uint32_t end)
+{
+    uint32_t n = end - begin;
+    float *gate = worker->tile, *up = gate + (size_t)p->n_rows * n;
+
+    cpu->kernels->linear(p->w, begin, end, p->in, p->n_rows, gate, n, worker->linear_scratch);
+    cpu->kernels->linear(p->up, begin, end, p->in, p->n_rows, up, n, worker->linear_scratch);
+    for (uint32_t r = 0; r < p->n_rows; r++)
+        cpu->kernels->swiglu(gate + (size_t)r * n, up + (size_t)r * n, n, p->out + (size_t)r * p->w->rows + begin);
+}
+
+static void linear_tile(hr_cpu *cpu, hr_cpu_worker *worker, const hr_cpu_product *p, uint32_t begin, uint32_t end)
+{
+    size_t stride = p->w->rows;
+
+    cpu->kernels->linear(p->w, begin, end, p->in, p->n_rows, p->out + begin, stride, worker->linear_scratch);
+    for (uint32_t r = 0; r < p->n_rows; r++) {
+        float *out = p->out + r * stride + begin;
+
+        if (p->bias)
+            cpu->kernels->add_scaled(out, p->bias + begin, 1.0f, end - begin);
+        if (p->residual)
+            cpu->kernels->add_scaled(p->residual + r * stride + begin, out, 1.0f, end - begin);
+    }
+}
+
+/* The product that tile t belongs to. */
+static const hr_cpu_product *product_of(const multiply_stage *stage, uint32_t t)
+{
+    uint32_t low = 0, high = stage->n;
+
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+
+        if (stage->products[middle].first_tile <= t)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &stage->products[low];
+}
+
+static void multiply_loop(void *user, uint32_t worker_index, uint32_t begin, uint32_t end)
+{
+    const multiply_stage *stage = user;
+    hr_cpu *cpu = stage->cpu;
+    hr_cpu_worker *worker = &cpu->workers[worker_index];
+
+    for (uint32_t t = begin; t < end; t++) {
+        const hr_cpu_product *p = product_of(stage, t);
+        uint32_t first = (t - p->first_tile) * stage->tile;
+        uint32_t last = p->w->rows - first < stage->tile ? p->w->rows : first + stage->tile;
+
+        if (p->up)
+            gated_tile(cpu, worker, p, first, last);
+        else
+            linear_tile(cpu, worker, p, first, last);
+    }
+}
+
+void hr_cpu_multiply(hr_cpu *cpu, hr_cpu_product *products, uint32_t n)
+{
+    multiply_stage stage = {.cpu = cpu, .products = products, .n = n, .tile = HR_CPU_TILE_MAX};
+    uint64_t n_outputs = 0, work = 0;
+    uint32_t n_tiles = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        n_outputs += products[i].w->rows;
+        work += (uint64_t)products[i].w->rows * products[i].w->cols * products[i].n_rows;
+    }
+    while (stage.tile > HR_CPU_TILE_MIN && n_outputs / stage.tile < (uint64_t)4 * cpu->n_threads)
+        stage.tile /= 2;
+    for (uint32_t i = 0; i < n; i++) {
+        products[i].first_tile = n_tiles;
+        n_tiles += (products[i].w->rows + stage.tile - 1) / stage.tile;
+    }
+    hr_cpu_pool_run(cpu->pool, n_tiles, work < INLINE_WORK ? n_tiles : 1, multiply_loop, &stage);
+}
+
+typedef struct row_stage {
+    hr_cpu *cpu;
+    const float *in, *weight;
+    uint32_t cols;
+    void *prepared;
+} row_stage;
+
+static void prepare_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const row_stage *stage = user;
+    size_t row_bytes = stage->cpu->kernels->prepared_bytes(stage->cols);
+
+    (void)worker;
+    for (size_t r = begin; r < end; r++)
+        stage->cpu->kernels->prepare(stage->in + r * stage->cols, stage->cols,
+                                     (unsigned char *)stage->prepared + r * row_bytes);
+}
+
+void hr_cpu_prepare_rows(hr_cpu *cpu, const float *in, uint32_t cols, uint32_t n_rows, void *prepared)
+{
+    row_stage stage = {.cpu = cpu, .in = in, .cols = cols, .prepared = prepared};
+
+    hr_cpu_pool_run(cpu->pool, n_rows, hr_cpu_row_grain(cols), prepare_loop, &stage);
+}
+
+static void norm_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const row_stage *stage = user;
+    hr_cpu *cpu = stage->cpu;
+    uint32_t n = cpu->arch->hidden_size;
+
+    for (size_t r = begin; r < end; r++)
+        cpu->kernels->rmsnorm(cpu->x + r * n, stage->weight, n, cpu->arch->norm_eps, cpu->norm + r * n);
+    prepare_loop(user, worker, begin, end);
+}
+
+void hr_cpu_norm_rows(hr_cpu *cpu, const float *weight)
+{
+    row_stage stage = {
+        .cpu = cpu, .in = cpu->norm, .weight = weight, .cols = cpu->arch->hidden_size, .prepared = cpu->prepared};
+
+    hr_cpu_pool_run(cpu->pool, cpu->n_rows, hr_cpu_row_grain(stage.cols), norm_loop, &stage);
+}

@@ -1,0 +1,73 @@
+/* One step: the walk over the layer table (docs/lfm2.md, equations 1 to 3 and 20). */
+#include "backend/cpu/cpu.h"
+
+#include <math.h>
+
+static int32_t token_of(const hr_cpu *cpu, uint32_t row)
+{
+    int32_t id = cpu->batch->token_ids[row];
+
+    return id == HR_TOKEN_FROM_SLOT ? cpu->slot_token[cpu->batch->spans[cpu->row_span[row]].state_slot] : id;
+}
+
+/* Equation 1, and the cosines and sines of equation 10, which all attention layers share. */
+static void embed_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    hr_cpu *cpu = user;
+    const hr_matrix *w = &cpu->model->embedding;
+    uint32_t half = cpu->arch->head_dim / 2;
+
+    (void)worker;
+    for (uint32_t row = begin; row < end; row++) {
+        const hr_span *span = &cpu->batch->spans[cpu->row_span[row]];
+        double position = (double)(span->start_position + (row - span->first_row));
+
+        hr_dequantize(w->dtype, (const unsigned char *)w->data + (size_t)token_of(cpu, row) * w->row_bytes,
+                      cpu->x + (size_t)row * w->cols, w->cols);
+        for (uint32_t j = 0; j < half; j++) {
+            cpu->rope_cos[(size_t)row * half + j] = (float)cos(position * cpu->rope_rate[j]);
+            cpu->rope_sin[(size_t)row * half + j] = (float)sin(position * cpu->rope_rate[j]);
+        }
+    }
+}
+
+/* Equation 3. */
+static void run_layer(hr_cpu *cpu, uint32_t index)
+{
+    const hr_layer *layer = &cpu->model->layers[index];
+    uint32_t T = cpu->n_rows, H = cpu->arch->hidden_size;
+
+    hr_cpu_norm_rows(cpu, layer->operator_norm);
+    hr_cpu_tap(cpu, HR_TAP_OPERATOR_NORM, index, cpu->norm, T, H);
+    switch (layer->operator) {
+    case HR_OPERATOR_CONV:
+        hr_cpu_conv(cpu, layer, index);
+        break;
+    case HR_OPERATOR_ATTENTION:
+        hr_cpu_attention(cpu, layer, index);
+        break;
+    }
+    hr_cpu_tap(cpu, HR_TAP_OPERATOR_OUT, index, cpu->out, T, H);
+
+    hr_cpu_norm_rows(cpu, layer->ffn_norm);
+    hr_cpu_tap(cpu, HR_TAP_FFN_NORM, index, cpu->norm, T, H);
+    if (layer->is_moe)
+        hr_cpu_moe(cpu, layer, index);
+    else
+        hr_cpu_ffn(cpu, layer);
+    hr_cpu_tap(cpu, HR_TAP_FFN_OUT, index, cpu->out, T, H);
+    hr_cpu_tap(cpu, HR_TAP_LAYER_OUT, index, cpu->x, T, H);
+}
+
+headrace_status hr_cpu_step(hr_cpu *cpu, hr_batch *batch, headrace_error *err)
+{
+    HR_PASS(hr_cpu_check_batch(cpu, batch, err));
+    cpu->batch = batch;
+    cpu->n_rows = batch->n_rows;
+    hr_cpu_pool_run(cpu->pool, cpu->n_rows, hr_cpu_row_grain(cpu->arch->hidden_size), embed_loop, cpu);
+    hr_cpu_tap(cpu, HR_TAP_EMBED, 0, cpu->x, cpu->n_rows, cpu->arch->hidden_size);
+    for (uint32_t i = 0; i < cpu->arch->n_layers; i++)
+        run_layer(cpu, i);
+    hr_cpu_head(cpu);
+    return HEADRACE_OK;
+}
