@@ -1,0 +1,29 @@
+/* What a tokenizer is made of; for its readers (tokenizer_json.c, tokenizer_gguf.c) and tokenizer.c only. */
+#ifndef HR_TEXT_TOKENIZER_PARTS_H
+#define HR_TEXT_TOKENIZER_PARTS_H
+
+#include "text/added_tokens.h"
+#include "text/pretokenize.h"
+#include "text/tokenizer.h"
+#include "text/vocabulary.h"
+
+#include <pthread.h>
+
+struct hr_tokenizer {
+    hr_vocabulary vocabulary;
+    hr_added_tokens added;
+    hr_splitter splitter;
+    bool ignore_merges; /* a piece that is a token as a whole becomes it, whatever its merges would give */
+    bool adds_bos;      /* HEADRACE_ENCODE_BOS has an effect */
+    int32_t bos, eos;   /* -1: none */
+
+    pthread_mutex_t lock;           /* guards idle */
+    struct hr_encode_scratch *idle; /* scratch that no thread uses now */
+};
+
+/* An empty tokenizer with its lock; NULL without memory. Free with hr_tokenizer_close at any stage. */
+hr_tokenizer *hr_tokenizer_new(uint32_t vocab_size);
+/* Sets eos to <|im_end|>, else <|endoftext|>, else none: for files that do not say. */
+void hr_tokenizer_guess_eos(hr_tokenizer *tokenizer);
+
+#endif
