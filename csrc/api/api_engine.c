@@ -1,0 +1,103 @@
+/* headrace_engine: one hr_engine on the CPU backend, and the lock of its streams' links. */
+#include "api/api.h"
+
+#include <string.h>
+
+headrace_status hr_need_weights(const headrace_model *model, headrace_error *err)
+{
+    if (model->network->file)
+        return HEADRACE_OK;
+    return hr_fail_param(err, HEADRACE_E_ARGUMENT, "model",
+                         "model: '%s' was opened with skip_weights; open it again without", model->network->name);
+}
+
+static headrace_status read_config(const headrace_model *model, const headrace_engine_options *o,
+                                   hr_engine_config *config, headrace_error *err)
+{
+    uint32_t longest = model->network->arch.max_positions;
+
+    if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
+        return hr_fail_param(err, HEADRACE_E_UNSUPPORTED, "device",
+                             "device: '%s' is not in this build; it has: auto, cpu", o->device);
+    if (o->max_model_len > longest)
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "max_model_len",
+                             "max_model_len: %u is outside 0..%u (the model's positions)", o->max_model_len, longest);
+    *config = (hr_engine_config){
+        .model = model->network,
+        .backend_ops = &hr_backend_cpu,
+        .n_threads = o->n_threads,
+        .max_model_len = o->max_model_len,
+        .max_num_seqs = o->max_num_seqs,
+        .max_num_batched_tokens = o->max_num_batched_tokens,
+        .max_num_queued_reqs = o->max_num_queued_reqs,
+        .page_tokens = o->page_tokens,
+        .n_valid_ids = model->tokenizer ? hr_tokenizer_size(model->tokenizer) : model->network->arch.vocab_size,
+        .max_num_queued_tokens = o->max_num_queued_tokens,
+        .kv_cache_bytes = o->kv_cache_bytes,
+        .queue_timeout_us = o->queue_timeout_us,
+        .seed = o->seed,
+        .disable_prefix_caching = o->disable_prefix_caching,
+        .exact = o->exact,
+    };
+    return hr_kv_dtype_parse(o->kv_cache_dtype, &config->kv_dtype, err);
+}
+
+headrace_status headrace_engine_open(headrace_model *model, const headrace_engine_options *options,
+                                     headrace_engine **out, headrace_error *err)
+{
+    headrace_engine_options own;
+    hr_engine_config config;
+    headrace_engine *engine;
+    headrace_status status;
+
+    *out = NULL;
+    headrace_engine_options_init(&own);
+    if (options)
+        HR_PASS(hr_options_read(&own, sizeof own, options, "engine options", err));
+    HR_PASS(hr_need_weights(model, err));
+    HR_PASS(read_config(model, &own, &config, err));
+    engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for an engine");
+    engine->model = model;
+    (void)pthread_mutex_init(&engine->lock, NULL);
+    status = hr_engine_open(&config, &engine->engine, err);
+    if (status != HEADRACE_OK) {
+        (void)pthread_mutex_destroy(&engine->lock);
+        free(engine);
+        return status;
+    }
+    hr_engine_get_info(engine->engine, &engine->info);
+    *out = engine;
+    return HEADRACE_OK;
+}
+
+void headrace_engine_close(headrace_engine *engine)
+{
+    if (!engine)
+        return;
+    hr_engine_close(engine->engine); /* joins the engine thread: nobody looks at links any more */
+    while (engine->links) {
+        hr_stream_link *link = engine->links;
+
+        engine->links = link->next_link;
+        free(link);
+    }
+    (void)pthread_mutex_destroy(&engine->lock);
+    free(engine);
+}
+
+headrace_status headrace_engine_drain(headrace_engine *engine, uint64_t timeout_us)
+{
+    return hr_engine_drain(engine->engine, timeout_us);
+}
+
+void headrace_engine_get_info(const headrace_engine *engine, headrace_engine_info *out)
+{
+    *out = engine->info;
+}
+
+void headrace_engine_get_stats(const headrace_engine *engine, headrace_stats *out)
+{
+    hr_engine_get_stats(engine->engine, out);
+}
