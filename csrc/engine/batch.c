@@ -1,0 +1,63 @@
+/* Outputs of one span stand together, scores first, then the sampling row: the order in which hr_plan counted them, so that
+ * whoever reads the samples needs only span.first_output. Everything a row points to (ids, sampling parameters) is owned by the
+ * sequence and does not move while the step runs.
+ */
+#include "engine/batch.h"
+
+#include "base/status.h"
+
+#include <string.h>
+
+static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
+{
+    const hr_sequence *sequence = span->sequence;
+    uint32_t           at = span->first_output;
+
+    for (uint32_t i = 0; i < span->n_scores; i++) {
+        uint32_t position = span->score_first + i;
+
+        batch->outputs[at++] = (hr_output){
+            .row = span->first_row + (position - span->start),
+            .n_logprobs = sequence->n_prompt_logprobs,
+            .score_id = sequence->ids[position + 1],
+        };
+    }
+    if (span->samples)
+        batch->outputs[at] = (hr_output){
+            .row = span->first_row + span->n_rows - 1,
+            .sampling = &sequence->sampling,
+            .history = {.ids = sequence->ids, .n_prompt = sequence->n_prompt, .n_total = sequence->n_total},
+            .n_logprobs = sequence->n_logprobs,
+            .score_id = -1,
+        };
+}
+
+void hr_batch_fill(hr_batch *batch, const hr_plan *plan)
+{
+    uint32_t n_pages = 0;
+
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        const hr_planned_span *span = &plan->spans[i];
+        const hr_sequence     *sequence = span->sequence;
+
+        batch->spans[i] = (hr_span){
+            .first_row = span->first_row,
+            .n_rows = span->n_rows,
+            .start_position = span->start,
+            .page_first = n_pages,
+            .n_pages = sequence->n_pages,
+            .state_slot = sequence->state_slot,
+            .is_fresh = span->is_fresh,
+            .n_warmup = span->n_warmup,
+        };
+        memcpy(batch->token_ids + span->first_row, sequence->ids + span->start, span->n_rows * sizeof(int32_t));
+        memcpy(batch->pages + n_pages, sequence->pages, sequence->n_pages * sizeof(uint32_t));
+        n_pages += sequence->n_pages;
+        fill_outputs(batch, span);
+    }
+    HR_ASSERT(n_pages == plan->n_page_refs);
+    batch->n_rows = plan->n_rows;
+    batch->n_spans = plan->n_spans;
+    batch->n_outputs = plan->n_outputs;
+    batch->n_page_refs = n_pages;
+}

@@ -1,0 +1,296 @@
+/* Opening and closing an engine, and the doors that any thread may use: submit, cancel, drain, numbers.
+ *
+ * All memory that steps use is reserved at open; what a request needs is reserved by submit, on the caller's thread. After
+ * that the engine thread allocates nothing (tests/csrc/engine/test_engine.c counts).
+ *
+ * Lifetimes: a request is referenced by its handle, by the engine until its end was delivered, and by the control list while it
+ * is on it. The engine struct is referenced by every request, so that cancel and release are safe even after close.
+ */
+#include "engine/engine_state.h"
+
+#include "base/clock.h"
+#include "base/rng.h"
+#include "base/status.h"
+
+#include <inttypes.h>
+#include <signal.h>
+
+/* ---------------------------------------------------------------- open and close */
+
+static void free_engine(hr_engine *engine)
+{
+    if (engine->backend)
+        engine->ops->close(engine->backend);
+    hr_scheduler_deinit(&engine->scheduler);
+    engine->backend = NULL;
+}
+
+void hr_engine_unref(hr_engine *engine)
+{
+    if (atomic_fetch_sub(&engine->n_refs, 1) != 1)
+        return;
+    (void)pthread_mutex_destroy(&engine->delivery_lock);
+    hr_inbox_deinit(&engine->inbox);
+    free(engine);
+}
+
+static hr_backend_options backend_options(const hr_engine_config *config, const hr_limits *limits)
+{
+    return (hr_backend_options){
+        .n_threads = config->n_threads,
+        .page_tokens = limits->page_tokens,
+        .max_rows = limits->max_num_batched_tokens,
+        .max_spans = limits->max_num_seqs,
+        .max_outputs = limits->max_outputs,
+        .max_page_refs = limits->max_num_seqs * limits->pages_per_sequence,
+        .n_valid_ids = config->n_valid_ids,
+        .kv_dtype = config->kv_dtype,
+        .exact = config->exact,
+    };
+}
+
+/* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again. */
+static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *config, hr_backend_sizes *sizes,
+                                     headrace_error *err)
+{
+    hr_limits          smallest = {.max_num_batched_tokens = 1, .max_num_seqs = 1, .max_outputs = 1, .pages_per_sequence = 1};
+    hr_backend_options options;
+
+    HR_PASS(hr_limits_page_tokens(config, &smallest.page_tokens, err));
+    options = backend_options(config, &smallest);
+    HR_PASS(engine->ops->sizes(config->model, &options, sizes, err));
+    HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, hr_available_memory(), &engine->limits, err));
+    options = backend_options(config, &engine->limits);
+    return engine->ops->sizes(config->model, &options, sizes, err);
+}
+
+static void set_info(hr_engine *engine, const hr_engine_config *config, const hr_backend_sizes *sizes)
+{
+    const hr_limits *limits = &engine->limits;
+    size_t           kv_values = hr_arch_kv_values_per_token(&engine->model->arch) * limits->page_tokens;
+
+    engine->info = (headrace_engine_info){
+        .device = engine->ops->name,
+        .compute = engine->ops->compute_name(engine->backend),
+        .n_threads = engine->ops->n_threads(engine->backend),
+        .max_model_len = limits->max_model_len,
+        .max_num_seqs = limits->max_num_seqs,
+        .max_num_batched_tokens = limits->max_num_batched_tokens,
+        .max_num_queued_reqs = limits->max_num_queued_reqs,
+        .page_tokens = limits->page_tokens,
+        .n_pages = limits->n_pages,
+        .kv_bytes = (uint64_t)sizes->page_bytes * limits->n_pages,
+        .state_bytes = (uint64_t)sizes->slot_bytes * limits->max_num_seqs,
+        .scratch_bytes = sizes->scratch_bytes,
+        .kv_cache_dtype = sizes->page_bytes >= kv_values * sizeof(float) ? "f32" : "bf16",
+        .prefix_caching = !config->disable_prefix_caching,
+    };
+}
+
+/* Signals are for the program's own threads: the engine's is started with all of them blocked. */
+static bool start_thread(hr_engine *engine)
+{
+    sigset_t all, before;
+    int      rc;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = pthread_create(&engine->thread, NULL, hr_engine_main, engine);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc == 0)
+        (void)pthread_setname_np(engine->thread, "headrace-engine");
+    return rc == 0;
+}
+
+static headrace_status open_parts(hr_engine *engine, const hr_engine_config *config, headrace_error *err)
+{
+    const hr_limits    *limits = &engine->limits;
+    hr_backend_sizes    sizes = {0};
+    hr_backend_options  options;
+    hr_scheduler_limits scheduler_limits;
+
+    HR_PASS(decide_limits(engine, config, &sizes, err));
+    scheduler_limits = (hr_scheduler_limits){
+        .max_rows = limits->max_num_batched_tokens,
+        .max_outputs = limits->max_outputs,
+        .max_seqs = limits->max_num_seqs,
+        .n_pages = limits->n_pages,
+        .page_tokens = limits->page_tokens,
+        .warmup_rows = hr_arch_warmup_rows(&config->model->arch),
+        .prefix_caching = !config->disable_prefix_caching,
+    };
+    if (!hr_scheduler_init(&engine->scheduler, &scheduler_limits))
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for the tables of %" PRIu32 " pages and %" PRIu32 " sequences",
+                       limits->n_pages, limits->max_num_seqs);
+    options = backend_options(config, limits);
+    HR_PASS(engine->ops->open(config->model, &options, limits->n_pages, limits->max_num_seqs, &engine->backend, err));
+    engine->batch = engine->ops->batch(engine->backend, 0);
+    engine->inbox.limits.max_queued_reqs = limits->max_num_queued_reqs;
+    engine->inbox.limits.max_queued_tokens = limits->max_num_queued_tokens;
+    hr_metrics_init(&engine->metrics, limits->max_model_len);
+    set_info(engine, config, &sizes);
+    if (!start_thread(engine))
+        return hr_fail(err, HEADRACE_E_MEMORY, "the engine's thread could not be started");
+    return HEADRACE_OK;
+}
+
+headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, headrace_error *err)
+{
+    hr_engine      *engine = calloc(1, sizeof *engine);
+    hr_inbox_limits none = {0};
+    headrace_status status;
+
+    *out = NULL;
+    if (!engine)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for an engine");
+    engine->model = config->model;
+    engine->ops = config->backend_ops;
+    engine->seed = config->seed;
+    atomic_init(&engine->n_refs, 1);
+    hr_inbox_init(&engine->inbox, &none);
+    (void)pthread_mutex_init(&engine->delivery_lock, NULL);
+    status = open_parts(engine, config, err);
+    if (status != HEADRACE_OK) {
+        free_engine(engine);
+        hr_engine_unref(engine);
+        return status;
+    }
+    *out = engine;
+    return HEADRACE_OK;
+}
+
+void hr_engine_close(hr_engine *engine)
+{
+    if (!engine)
+        return;
+    hr_inbox_stop(&engine->inbox);
+    (void)pthread_join(engine->thread, NULL);
+    free_engine(engine);
+    hr_engine_unref(engine);
+}
+
+headrace_status hr_engine_drain(hr_engine *engine, uint64_t timeout_us)
+{
+    return hr_inbox_drain(&engine->inbox, timeout_us, NULL);
+}
+
+void hr_engine_get_info(const hr_engine *engine, headrace_engine_info *out)
+{
+    *out = engine->info;
+}
+
+void hr_engine_get_stats(const hr_engine *engine, headrace_stats *out)
+{
+    hr_metrics_read(&engine->metrics, out);
+    out->n_pages = engine->limits.n_pages;
+    out->n_slots = engine->limits.max_num_seqs;
+}
+
+/* ---------------------------------------------------------------- submit */
+
+static headrace_status check_ids(const hr_engine *engine, const hr_submit *submit, headrace_error *err)
+{
+    if (submit->n_prompt == 0)
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "prompt_ids", "the prompt is empty: at least one token is needed");
+    for (uint32_t i = 0; i < submit->n_prompt; i++)
+        if (submit->prompt_ids[i] < 0 || (uint32_t)submit->prompt_ids[i] >= engine->model->arch.vocab_size)
+            return hr_fail_param(err, HEADRACE_E_ARGUMENT, "prompt_ids",
+                                 "prompt token %" PRIu32 " is %" PRId32 ", the vocabulary has ids 0 .. %" PRIu32, i,
+                                 submit->prompt_ids[i], engine->model->arch.vocab_size - 1);
+    if (submit->n > HEADRACE_N_MAX)
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "n", "n is %" PRIu32 ", at most %d choices are possible", submit->n,
+                             HEADRACE_N_MAX);
+    return HEADRACE_OK;
+}
+
+static headrace_status work_out_sizes(hr_engine *engine, const hr_submit *submit, hr_request_sizes *out, headrace_error *err)
+{
+    uint32_t max_len = engine->limits.max_model_len, asked = submit->sampling->max_tokens;
+    uint64_t total = (uint64_t)submit->n_prompt + (asked ? asked : 1);
+
+    if (total > max_len) {
+        hr_count(&engine->metrics.rejected_context, 1);
+        return hr_fail_param(err, HEADRACE_E_CONTEXT, asked ? "max_tokens" : "prompt_ids",
+                             "the prompt has %" PRIu32 " tokens and the answer may have %" PRIu32 ", together %" PRIu64
+                             ", but the context is %" PRIu32 " tokens (max_model_len)",
+                             submit->n_prompt, asked ? asked : 1, total, max_len);
+    }
+    out->n_choices = submit->n ? submit->n : 1;
+    out->max_tokens = asked ? asked : max_len - submit->n_prompt;
+    out->capacity = submit->n_prompt + out->max_tokens;
+    out->pages_per_choice = hr_pages_for(out->capacity, engine->limits.page_tokens);
+    return HEADRACE_OK;
+}
+
+static headrace_status count_rejection(hr_engine *engine, headrace_status status)
+{
+    if (status == HEADRACE_E_QUEUE_FULL)
+        hr_count(&engine->metrics.rejected_queue_full, 1);
+    return status;
+}
+
+headrace_status hr_engine_submit(hr_engine *engine, const hr_submit *submit, hr_request **out, headrace_error *err)
+{
+    const headrace_sampling *sampling = submit->sampling;
+    hr_request_sizes         sizes;
+    hr_request              *request;
+    headrace_status          status;
+    uint64_t                 seed, serial;
+
+    *out = NULL;
+    HR_PASS(check_ids(engine, submit, err));
+    HR_PASS(work_out_sizes(engine, submit, &sizes, err));
+    /* Looked at before anything is allocated, so that overload is refused cheaply, and again when it is let in. */
+    HR_PASS(count_rejection(engine, hr_inbox_check(&engine->inbox, submit->n_prompt, err)));
+    seed = sampling->has_seed ? sampling->seed : hr_rng_at(engine->seed, atomic_fetch_add(&engine->n_requests, 1));
+    serial = atomic_fetch_add(&engine->n_serials, sizes.n_choices);
+    request = hr_request_create(engine, submit, &sizes, seed, serial, hr_now_us());
+    if (!request)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a request of %" PRIu32 " choices of %" PRIu32 " tokens",
+                       sizes.n_choices, sizes.capacity);
+    atomic_fetch_add(&engine->n_refs, 1);
+    atomic_fetch_add(&request->n_refs, 1); /* one for the handle, one for the engine */
+    status = hr_inbox_put(&engine->inbox, request, err);
+    if (status != HEADRACE_OK) {
+        hr_request_unref(request);
+        hr_request_unref(request);
+        return count_rejection(engine, status);
+    }
+    *out = request;
+    return HEADRACE_OK;
+}
+
+/* ---------------------------------------------------------------- handles */
+
+void hr_request_unref(hr_request *request)
+{
+    hr_engine *engine = request->engine;
+
+    if (atomic_fetch_sub(&request->n_refs, 1) != 1)
+        return;
+    hr_request_destroy(request);
+    hr_engine_unref(engine);
+}
+
+void hr_request_cancel(hr_request *request)
+{
+    hr_inbox_cancel(&request->engine->inbox, request, NULL);
+}
+
+void hr_request_stop_choice(hr_request *request, uint32_t index)
+{
+    if (index < request->n_choices)
+        hr_inbox_cancel(&request->engine->inbox, request, &request->choices[index]);
+}
+
+void hr_request_release(hr_request *request)
+{
+    if (!request)
+        return;
+    if (!hr_request_is_done(request))
+        hr_request_cancel(request);
+    (void)pthread_mutex_lock(&request->engine->delivery_lock);
+    request->is_released = true;
+    (void)pthread_mutex_unlock(&request->engine->delivery_lock);
+    hr_request_unref(request);
+}

@@ -1,0 +1,65 @@
+/* What an engine is made of, for the two files that share it: engine.c (any thread) and step.c (the engine thread). */
+#ifndef HR_ENGINE_ENGINE_STATE_H
+#define HR_ENGINE_ENGINE_STATE_H
+
+#include "engine/batch.h"
+#include "engine/inbox.h"
+#include "engine/limits.h"
+#include "engine/metrics.h"
+
+enum {
+    HR_BAD_LOGITS_MAX = 3, /* so many within the window: the engine is unhealthy */
+    HR_FLUSHES_MAX = 256,  /* different queues flushed together */
+};
+#define HR_BAD_LOGITS_WINDOW_US 60000000u
+
+/* Counts bad logits in a sliding window. Zeroed: none yet. */
+typedef struct hr_bad_logits {
+    uint64_t at_us[HR_BAD_LOGITS_MAX]; /* a ring */
+    uint64_t n;
+} hr_bad_logits;
+/* Notes one; true when the last HR_BAD_LOGITS_MAX lie within the window. */
+bool hr_bad_logits_add(hr_bad_logits *bad, uint64_t now_us);
+
+typedef struct hr_flush {
+    void (*flush)(void *user);
+    void *user;
+} hr_flush;
+
+struct hr_engine {
+    /* Constant after open. */
+    const hr_model       *model;
+    const hr_backend_ops *ops;
+    hr_limits             limits;
+    uint64_t              seed;
+    headrace_engine_info  info;
+
+    _Atomic uint32_t n_refs;     /* close, and every request: a handle may be released after close */
+    _Atomic uint64_t n_requests; /* seeds */
+    _Atomic uint64_t n_serials;  /* order of choices */
+    hr_metrics       metrics;
+    hr_inbox         inbox;
+    /* Held by the engine thread while it calls notify and flush, and by hr_request_release for a moment: after a release
+     * returns, neither is called for that request. Nobody else takes it. */
+    pthread_mutex_t delivery_lock;
+    pthread_t       thread;
+
+    /* The engine thread's. */
+    hr_backend   *backend;
+    hr_batch     *batch;
+    hr_scheduler  scheduler;
+    hr_request   *live_first, *queued_first, *queued_last, *news_first, *news_last;
+    hr_flush      flushes[HR_FLUSHES_MAX];
+    uint32_t      n_flushes;
+    hr_bad_logits bad_logits;
+    bool          is_dead; /* the backend failed */
+    headrace_error failure; /* why */
+};
+
+/* The engine thread: steps until hr_inbox_stop, then ends every request with E_CLOSED. argument: the hr_engine. */
+void *hr_engine_main(void *argument);
+/* Drops a reference; the last one frees. */
+void hr_request_unref(hr_request *request);
+void hr_engine_unref(hr_engine *engine);
+
+#endif

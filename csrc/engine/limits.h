@@ -1,0 +1,35 @@
+/* What an engine promises: every limit as a number, decided at open from the options, the model and the memory at hand. */
+#ifndef HR_ENGINE_LIMITS_H
+#define HR_ENGINE_LIMITS_H
+
+#include "engine/engine.h"
+
+enum {
+    HR_DEFAULT_BATCHED_TOKENS = 512,
+    HR_DEFAULT_PAGE_TOKENS = 16,
+    HR_DEFAULT_SEQS_MAX = 256,
+    HR_DEFAULT_MODEL_LEN_MAX = 32768,
+    HR_PAGE_TOKENS_MAX = 1024,
+    HR_SEQS_MAX = 4096,
+    HR_BATCHED_TOKENS_MAX = 65536,
+};
+#define HR_DEFAULT_KV_BYTES_MAX ((uint64_t)4 << 30)
+#define HR_DEFAULT_QUEUE_TIMEOUT_US 60000000u
+
+typedef struct hr_limits {
+    uint32_t max_model_len, max_num_seqs, max_num_batched_tokens, max_num_queued_reqs, page_tokens, n_pages, max_outputs;
+    uint32_t pages_per_sequence; /* of a sequence of max_model_len */
+    uint64_t max_num_queued_tokens; /* UINT64_MAX: no limit */
+    uint64_t queue_timeout_us;
+} hr_limits;
+
+/* Fills what does not depend on memory: page_tokens. Needed to ask the backend for its page_bytes. E_ARGUMENT. */
+headrace_status hr_limits_page_tokens(const hr_engine_config *config, uint32_t *page_tokens, headrace_error *err);
+/* Decides the rest. sizes: page_bytes and slot_bytes of one page and slot; available_bytes: memory that may be used.
+ * Errors: E_ARGUMENT (the option in param), E_MEMORY (says what fits and which option helps). */
+headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *arch, const hr_backend_sizes *sizes,
+                                 uint64_t available_bytes, hr_limits *out, headrace_error *err);
+/* Memory that this process may still take: what the system calls available, less if a control group allows less. */
+uint64_t hr_available_memory(void);
+
+#endif

@@ -1,0 +1,436 @@
+/* The engine thread. One turn: take the news, end what has to end, plan, run, hand out tokens, tell the readers.
+ *
+ * Every request that was let in ends exactly once, on this thread, through end_choice: with its answer, or because it was
+ * cancelled, waited too long, produced bad logits, the backend failed, or the engine closes. Readers are told after the step,
+ * when nothing is held that they could need.
+ *
+ * With no sequences the thread sleeps in the inbox; with any it always has rows to run (scheduler.c), so it never spins.
+ * No memory is allocated here.
+ */
+#include "engine/engine_state.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/status.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+bool hr_bad_logits_add(hr_bad_logits *bad, uint64_t now_us)
+{
+    uint64_t oldest;
+
+    bad->at_us[bad->n++ % HR_BAD_LOGITS_MAX] = now_us;
+    if (bad->n < HR_BAD_LOGITS_MAX)
+        return false;
+    oldest = bad->at_us[bad->n % HR_BAD_LOGITS_MAX];
+    return now_us - oldest <= HR_BAD_LOGITS_WINDOW_US;
+}
+
+/* ---------------------------------------------------------------- lists of requests */
+
+static hr_choice *choice_of(hr_sequence *sequence)
+{
+    hr_request *request = sequence->owner;
+
+    /* Choices lie side by side and begin with their sequence. */
+    return &request->choices[sequence->serial - request->choices[0].sequence.serial];
+}
+
+static void add_news(hr_engine *engine, hr_request *request)
+{
+    if (request->has_news)
+        return;
+    request->has_news = true;
+    request->news_next = NULL;
+    *(engine->news_last ? &engine->news_last->news_next : &engine->news_first) = request;
+    engine->news_last = request;
+}
+
+static void accept_request(hr_engine *engine, hr_request *request)
+{
+    request->live_prev = NULL;
+    request->live_next = engine->live_first;
+    if (engine->live_first)
+        engine->live_first->live_prev = request;
+    engine->live_first = request;
+
+    request->queued_next = NULL;
+    request->queued_prev = engine->queued_last;
+    *(engine->queued_last ? &engine->queued_last->queued_next : &engine->queued_first) = request;
+    engine->queued_last = request;
+    request->is_queued = true;
+    for (uint32_t i = 0; i < request->n_choices; i++)
+        hr_scheduler_add(&engine->scheduler, &request->choices[i].sequence);
+}
+
+static void leave_queue(hr_engine *engine, hr_request *request)
+{
+    if (!request->is_queued)
+        return;
+    request->is_queued = false;
+    *(request->queued_prev ? &request->queued_prev->queued_next : &engine->queued_first) = request->queued_next;
+    *(request->queued_next ? &request->queued_next->queued_prev : &engine->queued_last) = request->queued_prev;
+    hr_inbox_unqueue(&engine->inbox, request);
+}
+
+static void leave_live(hr_engine *engine, hr_request *request)
+{
+    *(request->live_prev ? &request->live_prev->live_next : &engine->live_first) = request->live_next;
+    if (request->live_next)
+        request->live_next->live_prev = request->live_prev;
+}
+
+/* ---------------------------------------------------------------- endings */
+
+static uint64_t since(uint64_t then, uint64_t now)
+{
+    return now > then ? now - then : 0;
+}
+
+/* The numbers of a request, when its last choice ends. Set before that end is published. */
+static void finish_request(hr_engine *engine, hr_request *request, uint64_t now)
+{
+    hr_metrics *metrics = &engine->metrics;
+    uint64_t    started = atomic_load(&request->started_us), first = atomic_load(&request->first_token_us);
+
+    atomic_store(&request->finished_us, now);
+    hr_histogram_add(&metrics->e2e, since(atomic_load(&request->submitted_us), now));
+    if (started)
+        hr_histogram_add(&metrics->inference, since(started, now));
+    if (first)
+        hr_histogram_add(&metrics->decode, since(first, now));
+    leave_queue(engine, request);
+}
+
+static void end_choice(hr_engine *engine, hr_choice *choice, headrace_finish finish, int32_t stop_id, bool has_token,
+                       uint64_t now)
+{
+    hr_request *request = choice->sequence.owner;
+    hr_metrics *metrics = &engine->metrics;
+
+    if (choice->has_ended)
+        return;
+    hr_scheduler_remove(&engine->scheduler, &choice->sequence);
+    hr_count(finish == HEADRACE_FINISH_STOP     ? &metrics->finished_stop
+             : finish == HEADRACE_FINISH_LENGTH ? &metrics->finished_length
+             : finish == HEADRACE_FINISH_ABORT  ? &metrics->finished_cancelled
+                                                : &metrics->finished_error,
+             1);
+    hr_histogram_add(&metrics->generation_len, hr_sequence_n_output(&choice->sequence));
+    if (--request->n_live_choices == 0)
+        finish_request(engine, request, now);
+    hr_choice_publish_end(choice, finish, stop_id, has_token);
+    add_news(engine, request);
+}
+
+static void end_request(hr_engine *engine, hr_request *request, headrace_finish finish, uint64_t now)
+{
+    for (uint32_t i = 0; i < request->n_choices; i++)
+        end_choice(engine, &request->choices[i], finish, -1, false, now);
+}
+
+static void end_with_error(hr_engine *engine, hr_request *request, const headrace_error *error, uint64_t now)
+{
+    if (request->n_live_choices == 0)
+        return;
+    request->error = *error;
+    end_request(engine, request, HEADRACE_FINISH_ERROR, now);
+}
+
+static void end_everything(hr_engine *engine, const headrace_error *error)
+{
+    uint64_t now = hr_now_us();
+
+    for (hr_request *r = engine->live_first; r; r = r->live_next)
+        end_with_error(engine, r, error, now);
+}
+
+static void fail_backend(hr_engine *engine, const headrace_error *cause)
+{
+    engine->is_dead = true;
+    (void)hr_fail(&engine->failure, HEADRACE_E_ENGINE, "the %s backend failed: %.800s", engine->ops->name, cause->message);
+    atomic_store(&engine->metrics.is_healthy, false);
+    hr_inbox_fail(&engine->inbox);
+    hr_log(HEADRACE_LOG_ERROR, "engine: %s", engine->failure.message);
+    end_everything(engine, &engine->failure);
+}
+
+static void end_bad(hr_engine *engine, hr_request *request, uint64_t now)
+{
+    headrace_error error = {0};
+
+    (void)hr_fail(&error, HEADRACE_E_ENGINE, "the model produced logits that are not numbers");
+    hr_count(&engine->metrics.nan_logits, 1);
+    if (hr_bad_logits_add(&engine->bad_logits, now)) {
+        hr_log(HEADRACE_LOG_ERROR, "engine: %d answers with bad logits within %u s: no new requests are taken",
+               (int)HR_BAD_LOGITS_MAX, HR_BAD_LOGITS_WINDOW_US / 1000000u);
+        atomic_store(&engine->metrics.is_healthy, false);
+        hr_inbox_fail(&engine->inbox);
+    }
+    for (uint32_t i = 0; i < request->n_choices; i++)
+        hr_scheduler_remove_bad(&engine->scheduler, &request->choices[i].sequence);
+    end_with_error(engine, request, &error, now);
+}
+
+/* ---------------------------------------------------------------- news from other threads */
+
+static void handle_control(hr_engine *engine, hr_request *request, bool is_cancelled)
+{
+    uint64_t now = hr_now_us();
+
+    for (uint32_t i = 0; i < request->n_choices; i++) {
+        hr_choice *choice = &request->choices[i];
+
+        if (is_cancelled)
+            end_choice(engine, choice, HEADRACE_FINISH_ABORT, -1, false, now);
+        else if (atomic_load(&choice->is_stop_requested))
+            end_choice(engine, choice, HEADRACE_FINISH_STOP, -1, false, now);
+    }
+    hr_request_unref(request);
+}
+
+/* Returns false when the engine should end. */
+static bool take_news(hr_engine *engine)
+{
+    bool may_sleep = hr_scheduler_n_sequences(&engine->scheduler) == 0 && !engine->news_first;
+
+    for (;;) {
+        hr_inbox_news news = hr_inbox_take(&engine->inbox, may_sleep);
+
+        while (news.first) {
+            hr_request *request = news.first;
+
+            news.first = request->inbox_next;
+            accept_request(engine, request);
+            if (engine->is_dead)
+                end_with_error(engine, request, &engine->failure, hr_now_us());
+        }
+        if (news.is_stopping)
+            may_sleep = false;
+        if (!news.control)
+            return !news.is_stopping;
+        handle_control(engine, news.control, news.is_cancelled);
+        may_sleep = false;
+    }
+}
+
+static void end_overdue(hr_engine *engine)
+{
+    uint64_t       now = hr_now_us();
+    headrace_error error = {0};
+
+    while (engine->queued_first) {
+        hr_request *request = engine->queued_first;
+        uint64_t    waited = since(atomic_load(&request->submitted_us), now);
+
+        if (waited < engine->limits.queue_timeout_us)
+            break;
+        (void)hr_fail(&error, HEADRACE_E_QUEUE_FULL,
+                      "queue full: the request waited %.1f s without being started, the limit is %.1f s: try again later",
+                      (double)waited * 1e-6, (double)engine->limits.queue_timeout_us * 1e-6);
+        hr_count(&engine->metrics.rejected_queue_timeout, 1);
+        end_with_error(engine, request, &error, now);
+    }
+}
+
+/* ---------------------------------------------------------------- a step */
+
+static void note_starts(hr_engine *engine, const hr_plan *plan, uint64_t now)
+{
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        hr_sequence *sequence = plan->spans[i].sequence;
+        hr_request  *request = sequence->owner;
+
+        if (!request->is_queued)
+            continue;
+        leave_queue(engine, request);
+        atomic_store(&request->started_us, now);
+        atomic_store(&request->n_cached_tokens, sequence->n_cached_tokens);
+        hr_count(&engine->metrics.prompt_tokens, request->n_prompt);
+        hr_count(&engine->metrics.prompt_tokens_cached, sequence->n_cached_tokens);
+        hr_histogram_add(&engine->metrics.queue, since(atomic_load(&request->submitted_us), now));
+        hr_histogram_add(&engine->metrics.prompt_len, request->n_prompt);
+    }
+}
+
+static void put_logprobs(const hr_sample *sample, int32_t id, headrace_token_logprobs *out)
+{
+    out->id = id;
+    out->logprob = sample->logprob;
+    out->rank = sample->rank;
+    out->n_top = sample->n_top;
+    memcpy(out->top_ids, sample->top_ids, sample->n_top * sizeof sample->top_ids[0]);
+    memcpy(out->top_logprobs, sample->top_logprobs, sample->n_top * sizeof sample->top_logprobs[0]);
+}
+
+static void note_token(hr_engine *engine, hr_request *request, hr_choice *choice, uint64_t now)
+{
+    hr_metrics *metrics = &engine->metrics;
+
+    if (atomic_load(&request->first_token_us) == 0) {
+        atomic_store(&request->first_token_us, now);
+        hr_histogram_add(&metrics->ttft, since(atomic_load(&request->submitted_us), now));
+        hr_histogram_add(&metrics->prefill, since(atomic_load(&request->started_us), now));
+    }
+    if (choice->last_token_us)
+        hr_histogram_add(&metrics->itl, since(choice->last_token_us, now));
+    choice->last_token_us = now;
+    hr_count(&metrics->generation_tokens, 1);
+}
+
+static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *sample, uint64_t now)
+{
+    hr_sequence    *sequence = &choice->sequence;
+    hr_request     *request = sequence->owner;
+    int32_t         stop_id;
+    headrace_finish finish;
+
+    if (choice->logprobs)
+        put_logprobs(sample, sample->id, &choice->logprobs[hr_sequence_n_output(sequence)]);
+    finish = hr_sequence_accept(sequence, sample->id, &stop_id);
+    note_token(engine, request, choice, now);
+    if (finish == HEADRACE_FINISH_NONE)
+        hr_choice_publish_token(choice);
+    else
+        end_choice(engine, choice, finish, stop_id, true, now);
+    add_news(engine, request);
+}
+
+static void apply_span(hr_engine *engine, const hr_planned_span *span, uint64_t now)
+{
+    hr_choice       *choice = choice_of(span->sequence);
+    hr_request      *request = span->sequence->owner;
+    const hr_sample *samples = engine->batch->samples + span->first_output;
+
+    if (choice->has_ended) /* with a sibling of this step */
+        return;
+    for (uint32_t i = 0; i < span->n_scores + span->samples; i++)
+        if (samples[i].is_bad) {
+            end_bad(engine, request, now);
+            return;
+        }
+    for (uint32_t i = 0; i < span->n_scores; i++)
+        put_logprobs(&samples[i], span->sequence->ids[span->score_first + i + 1],
+                     &request->prompt_logprobs[span->score_first + i]);
+    hr_scheduler_commit(&engine->scheduler, span);
+    if (request->prompt_logprobs && span->sequence->n_scored == request->n_prompt - 1 && span->samples &&
+        span->sequence == &request->choices[0].sequence)
+        atomic_store(&request->has_prompt_logprobs, true);
+    if (span->samples)
+        apply_token(engine, choice, &samples[span->n_scores], now);
+}
+
+static void run_step(hr_engine *engine)
+{
+    uint64_t        begin = hr_now_us(), end;
+    const hr_plan  *plan = hr_scheduler_plan(&engine->scheduler);
+    headrace_error  error = {0};
+    headrace_status status;
+
+    HR_ASSERT(plan->n_rows > 0);
+    note_starts(engine, plan, begin);
+    hr_batch_fill(engine->batch, plan);
+    status = engine->ops->step_begin(engine->backend, engine->batch, &error);
+    if (status == HEADRACE_OK)
+        status = engine->ops->step_wait(engine->backend, &error);
+    if (status != HEADRACE_OK) {
+        fail_backend(engine, &error);
+        return;
+    }
+    end = hr_now_us();
+    for (uint32_t i = 0; i < plan->n_spans; i++)
+        apply_span(engine, &plan->spans[i], end);
+    hr_count(&engine->metrics.steps, 1);
+    hr_histogram_add(&engine->metrics.step_tokens, plan->n_rows);
+    hr_histogram_add(&engine->metrics.step, since(begin, end));
+}
+
+static void update_gauges(hr_engine *engine)
+{
+    const hr_scheduler *scheduler = &engine->scheduler;
+    hr_metrics         *metrics = &engine->metrics;
+
+    atomic_store_explicit(&metrics->n_running, scheduler->n_running, memory_order_relaxed);
+    atomic_store_explicit(&metrics->n_waiting, scheduler->n_waiting + scheduler->n_held, memory_order_relaxed);
+    atomic_store_explicit(&metrics->n_pages_used, scheduler->pages.n_held, memory_order_relaxed);
+    atomic_store_explicit(&metrics->n_pages_cached, scheduler->cache.n_idle, memory_order_relaxed);
+    atomic_store_explicit(&metrics->n_slots_used, scheduler->n_running, memory_order_relaxed);
+    atomic_store_explicit(&metrics->preemptions, scheduler->n_preemptions, memory_order_relaxed);
+    atomic_store_explicit(&metrics->prefix_queries, scheduler->prefix_queries, memory_order_relaxed);
+    atomic_store_explicit(&metrics->prefix_hits, scheduler->prefix_hits, memory_order_relaxed);
+}
+
+/* ---------------------------------------------------------------- telling the readers */
+
+static void flush_all(hr_engine *engine)
+{
+    for (uint32_t i = 0; i < engine->n_flushes; i++)
+        engine->flushes[i].flush(engine->flushes[i].user);
+    engine->n_flushes = 0;
+}
+
+static void note_flush(hr_engine *engine, const hr_request *request)
+{
+    if (!request->flush)
+        return;
+    for (uint32_t i = 0; i < engine->n_flushes; i++)
+        if (engine->flushes[i].flush == request->flush && engine->flushes[i].user == request->flush_user)
+            return;
+    if (engine->n_flushes == HR_FLUSHES_MAX)
+        flush_all(engine);
+    engine->flushes[engine->n_flushes++] = (hr_flush){request->flush, request->flush_user};
+}
+
+static void deliver(hr_engine *engine)
+{
+    uint32_t n_ended = 0;
+
+    if (!engine->news_first)
+        return;
+    (void)pthread_mutex_lock(&engine->delivery_lock);
+    for (hr_request *r = engine->news_first; r; r = r->news_next) {
+        hr_request_wake(r);
+        if (r->is_released || !r->notify)
+            continue;
+        r->notify(r->notify_user);
+        note_flush(engine, r);
+    }
+    flush_all(engine);
+    (void)pthread_mutex_unlock(&engine->delivery_lock);
+    while (engine->news_first) {
+        hr_request *request = engine->news_first;
+
+        engine->news_first = request->news_next;
+        request->has_news = false;
+        if (request->n_live_choices == 0) {
+            leave_live(engine, request);
+            n_ended++;
+            hr_request_unref(request);
+        }
+    }
+    engine->news_last = NULL;
+    if (n_ended > 0)
+        hr_inbox_ended(&engine->inbox, n_ended);
+}
+
+void *hr_engine_main(void *argument)
+{
+    hr_engine     *engine = argument;
+    headrace_error closed = {0};
+
+    while (take_news(engine)) {
+        end_overdue(engine);
+        if (hr_scheduler_n_sequences(&engine->scheduler) > 0)
+            run_step(engine);
+        update_gauges(engine);
+        deliver(engine);
+    }
+    (void)hr_fail(&closed, HEADRACE_E_CLOSED, "the engine was closed");
+    end_everything(engine, &closed);
+    hr_inbox_close(&engine->inbox);
+    (void)take_news(engine); /* cancels that came in between: drops their references */
+    update_gauges(engine);
+    deliver(engine);
+    return NULL;
+}
