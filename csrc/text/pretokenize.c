@@ -77,8 +77,8 @@ static size_t known_construct(const char *p, size_t len)
     if (*p == '{')
         return len > 1 && p[1] >= '0' && p[1] <= '9';
     if (*p == '}')
-        return !(len > 1 && p[1] == '+'); /* possessive here, a repeated repeat there */
-    if (*p != '(' || len < 2 || p[1] != '?')
+        return !(len > 1 && p[1] == '+');                     /* possessive here, a repeated repeat there */
+    if (*p != '(' || len < 2 || (p[1] != '?' && p[1] != '*')) /* "(*": settings of PCRE2 */
         return 1;
     for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
         if (len >= strlen(groups[i]) && memcmp(p, groups[i], strlen(groups[i])) == 0)
@@ -207,8 +207,8 @@ headrace_status hr_split_next(hr_split_walk *walk, const hr_splitter *splitter, 
         return HEADRACE_OK;
     if (walk->match_end <= walk->at) { /* nothing found ahead */
         const PCRE2_SIZE *found;
-        int rc = pcre2_match(splitter->code, (PCRE2_SPTR)walk->text, walk->len, walk->at, PCRE2_NO_UTF_CHECK,
-                             walk->match, walk->context);
+        int rc = pcre2_match(splitter->code, (PCRE2_SPTR)walk->text, walk->len, walk->at,
+                             PCRE2_NO_UTF_CHECK | (splitter->is_jit ? 0 : PCRE2_NO_JIT), walk->match, walk->context);
 
         if (rc < 0 && rc != PCRE2_ERROR_NOMATCH) {
             PCRE2_UCHAR reason[128] = "";
