@@ -169,13 +169,24 @@ static void open_own_template(headrace_model *model)
 
 /* ---------------------------------------------------------------- open and close */
 
+/* "none" is how a file without text says so. */
+static bool gguf_has_tokenizer(const hr_gguf *gguf)
+{
+    hr_gguf_string kind;
+
+    if (!hr_gguf_find(gguf, "tokenizer.ggml.model"))
+        return false;
+    return hr_gguf_str(gguf, "tokenizer.ggml.model", &kind, NULL) != HEADRACE_OK || kind.len != 4 ||
+           memcmp(kind.at, "none", 4) != 0;
+}
+
 static headrace_status open_tokenizer(headrace_model *model, headrace_error *err)
 {
     const hr_model *network = model->network;
     char path[4096];
 
     if (network->format == HR_MODEL_GGUF) {
-        if (!hr_gguf_find(&network->gguf, "tokenizer.ggml.model"))
+        if (!gguf_has_tokenizer(&network->gguf))
             return HEADRACE_OK;
         return hr_tokenizer_open_gguf(&network->gguf, network->arch.vocab_size, &model->tokenizer, err);
     }
