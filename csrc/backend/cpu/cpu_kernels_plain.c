@@ -1,9 +1,9 @@
 /* The plain table: fp32, loops in plain order. It is the definition that every faster path is compared with, and reads
  * like docs/lfm2.md; equation numbers below are of that file.
  *
- * The one concession to speed: a matrix product works on eight outputs at a time. Each output still adds its products
- * one by one from column 0 upwards, so the numbers are those of the plain double loop; the eight chains only keep the
- * adder busy while each waits for its own last sum.
+ * The one concession to speed: a matrix product works on sixteen outputs at a time, interleaved. Each output still adds
+ * its products one by one from column 0 upwards, so the numbers are those of the plain double loop; the sixteen sums
+ * only keep the adder busy while each waits for its own last addition.
  */
 #include "backend/cpu/cpu_kernels.h"
 #include "base/numeric.h"
@@ -11,7 +11,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { OUTPUTS_AT_ONCE = 8, ALIGNMENT = 64, HEAD_DIM_AT_ONCE = 64 };
+enum { OUTPUTS_AT_ONCE = 16, ALIGNMENT = 64, HEAD_DIM_AT_ONCE = 64 };
 
 static size_t prepared_bytes(uint32_t cols)
 {
@@ -23,19 +23,34 @@ static void prepare(const float *x, uint32_t cols, void *prepared)
     memcpy(prepared, x, (size_t)cols * sizeof *x);
 }
 
+/* One row of weights in fp32, and OUTPUTS_AT_ONCE rows interleaved: column c of all of them side by side. */
 static size_t linear_scratch_bytes(uint32_t cols)
 {
-    return OUTPUTS_AT_ONCE * prepared_bytes(cols);
+    return (1 + OUTPUTS_AT_ONCE) * prepared_bytes(cols);
 }
 
-/* y[o] = sum_c w[o][c] x[c], c ascending, for up to eight outputs. */
-static void dot_rows(const float *const w[OUTPUTS_AT_ONCE], const float *x, uint32_t cols, uint32_t n, float *y)
+/* Weights of outputs [first, first + n) as [cols, OUTPUTS_AT_ONCE]; idle outputs are zero. */
+static const float *interleave(const hr_matrix *w, uint32_t first, uint32_t n, void *scratch)
+{
+    float *row = scratch, *weights = row + prepared_bytes(w->cols) / sizeof *row;
+
+    for (uint32_t o = 0; o < OUTPUTS_AT_ONCE; o++) {
+        if (o < n)
+            hr_dequantize(w->dtype, (const unsigned char *)w->data + (size_t)(first + o) * w->row_bytes, row, w->cols);
+        for (size_t c = 0; c < w->cols; c++)
+            weights[c * OUTPUTS_AT_ONCE + o] = o < n ? row[c] : 0;
+    }
+    return weights;
+}
+
+/* y[o] = sum_c w[o][c] x[c], c ascending. */
+static void dot_outputs(const float *weights, const float *x, uint32_t cols, uint32_t n, float *y)
 {
     float sum[OUTPUTS_AT_ONCE] = {0};
 
-    for (uint32_t c = 0; c < cols; c++) {
-        for (uint32_t o = 0; o < OUTPUTS_AT_ONCE; o++)
-            sum[o] += w[o][c] * x[c];
+    for (size_t c = 0; c < cols; c++) {
+        for (size_t o = 0; o < OUTPUTS_AT_ONCE; o++)
+            sum[o] += weights[c * OUTPUTS_AT_ONCE + o] * x[c];
     }
     memcpy(y, sum, n * sizeof *y);
 }
@@ -44,25 +59,14 @@ static void linear(const hr_matrix *w, uint32_t begin, uint32_t end, const void 
                    size_t y_stride, void *scratch)
 {
     size_t row_bytes = prepared_bytes(w->cols);
-    const float *rows[OUTPUTS_AT_ONCE];
 
     for (uint32_t first = begin; first < end; first += OUTPUTS_AT_ONCE) {
         uint32_t n = end - first < OUTPUTS_AT_ONCE ? end - first : OUTPUTS_AT_ONCE;
+        const float *weights = interleave(w, first, n, scratch);
 
-        for (uint32_t o = 0; o < OUTPUTS_AT_ONCE; o++) {
-            uint32_t used = o < n ? o : 0; /* idle chains repeat the first output */
-            float *row = (float *)((unsigned char *)scratch + used * row_bytes);
-
-            if (o < n)
-                hr_dequantize(w->dtype, (const unsigned char *)w->data + (size_t)(first + o) * w->row_bytes, row,
-                              w->cols);
-            rows[o] = row;
-        }
-        for (uint32_t r = 0; r < n_rows; r++) {
-            const float *x = (const float *)((const unsigned char *)prepared + r * row_bytes);
-
-            dot_rows(rows, x, w->cols, n, y + r * y_stride + (first - begin));
-        }
+        for (uint32_t r = 0; r < n_rows; r++)
+            dot_outputs(weights, (const float *)(const void *)((const unsigned char *)prepared + r * row_bytes),
+                        w->cols, n, y + r * y_stride + (first - begin));
     }
 }
 
