@@ -507,7 +507,7 @@ static void scratch_of_a_real_shape_is_bounded(void **state)
     for (int exact = 0; exact < 2; exact++) {
         options.exact = exact;
         assert_int_equal(hr_backend_cpu.sizes(model, &options, &s, NULL), HEADRACE_OK);
-        assert_true(s.scratch_bytes < 150e6);
+        assert_true(s.scratch_bytes < (size_t)150 << 20);
     }
     random_model_destroy(model);
 }
