@@ -5,6 +5,8 @@
  */
 #include "api/api.h"
 
+#include "backend/compare.h"
+
 #include <string.h>
 
 enum { CHUNK_DEFAULT = 512, PAGE_TOKENS = 16 };
@@ -89,5 +91,37 @@ headrace_status headrace_compute_logits(headrace_model *model, const headrace_co
             status = ops->step_wait(backend, err);
     }
     ops->close(backend);
+    return status;
+}
+
+headrace_status headrace_compare(headrace_model *model, const headrace_compute_options *left,
+                                 const headrace_compute_options *right, const int32_t *ids, size_t n_ids,
+                                 double tolerance, char **json, headrace_error *err)
+{
+    headrace_compute_options own[2];
+    hr_backend_options sides[2];
+    uint32_t chunk[2];
+    hr_buffer text = {0};
+    headrace_status status;
+
+    *json = NULL;
+    for (int i = 0; i < 2; i++) {
+        hr_kv_dtype kv;
+
+        HR_PASS(read_options(i == 0 ? left : right, &own[i], &kv, err));
+        sides[i] = (hr_backend_options){.n_threads = own[i].n_threads, .kv_dtype = kv, .exact = own[i].exact};
+        chunk[i] = own[i].chunk;
+    }
+    if (!(tolerance >= 0.0))
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "tolerance", "tolerance: %g is below 0", tolerance);
+    HR_PASS(hr_need_weights(model, err));
+    HR_PASS(check_ids(model, ids, n_ids, err));
+    status = hr_compare(model->network, &sides[0], &sides[1], chunk, ids, (uint32_t)n_ids, tolerance, &text, err);
+    if (status == HEADRACE_OK) {
+        *json = hr_buffer_take(&text, NULL);
+        if (!*json)
+            status = hr_fail(err, HEADRACE_E_MEMORY, "no memory for a comparison");
+    }
+    hr_buffer_deinit(&text);
     return status;
 }

@@ -692,6 +692,39 @@ static void logits_do_not_depend_on_the_chunking(void **state)
                  "f31");
 }
 
+static void compare_names_every_tap_and_the_first_difference(void **state)
+{
+    int32_t ids[] = {1, 6, 314, 218, 755, 20, 7};
+    headrace_compute_options left, right;
+    json_error_t error;
+    json_t *found;
+    char *json;
+
+    (void)state;
+    headrace_compute_options_init(&left);
+    headrace_compute_options_init(&right);
+    right.chunk = 2;
+    assert_int_equal(headrace_compare(model, &left, &right, ids, 7, 0.0, &json, &err), HEADRACE_OK);
+    found = json_loads(json, 0, &error);
+    assert_non_null(found);
+    assert_true(json_is_null(json_object_get(found, "first_difference")));
+    assert_true(json_array_size(json_object_get(found, "taps")) > 10);
+    json_decref(found);
+    headrace_free(json);
+    left.exact = true;
+    left.kv_cache_dtype = "f32";
+    right.kv_cache_dtype = "bf16";
+    assert_int_equal(headrace_compare(model, &left, &right, ids, 7, 0.0, &json, &err), HEADRACE_OK);
+    found = json_loads(json, 0, &error);
+    assert_true(json_is_object(json_object_get(found, "first_difference")));
+    json_decref(found);
+    headrace_free(json);
+    assert_error(headrace_compare(model, NULL, NULL, ids, 7, -1.0, &json, &err), HEADRACE_E_ARGUMENT, "tolerance",
+                 "-1");
+    assert_error(headrace_compare(model, NULL, NULL, ids, 0, 0.0, &json, &err), HEADRACE_E_ARGUMENT, "ids", "empty");
+    assert_null(json);
+}
+
 /* ---------------------------------------------------------------- names */
 
 static void names_and_versions_are_texts(void **state)
@@ -734,6 +767,7 @@ int main(void)
         cmocka_unit_test(limits_of_admission_are_answers),
         cmocka_unit_test(a_model_that_computes_nonsense_ends_with_an_error),
         cmocka_unit_test(logits_do_not_depend_on_the_chunking),
+        cmocka_unit_test(compare_names_every_tap_and_the_first_difference),
         cmocka_unit_test(names_and_versions_are_texts),
     };
 
