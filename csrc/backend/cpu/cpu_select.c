@@ -1,14 +1,132 @@
-/* Which table of kernels runs on this machine: the plain one, the only one so far. */
+/* Which table of kernels runs on this machine.
+ *
+ * What the CPU lists (cpuid) is not what a program may use: the operating system must save the wide registers (xgetbv),
+ * and virtual machines exist that list an instruction set and fault on it. So a table runs only if cpuid lists its
+ * instructions, XCR0 grants the registers, and the table computes right answers here, now, under a guard against SIGILL
+ * (cpu_self_test.c). The choice is made once per process. cpuid is asked directly and not through
+ * __builtin_cpu_supports, whose list of names differs between the compilers that we support.
+ *
+ * Tables stand from the slowest to the fastest; HEADRACE_CPU names the highest one allowed. The plain table is always
+ * usable.
+ */
 #include "backend/cpu/cpu_kernels.h"
+#include "backend/cpu/cpu_self_test.h"
+#include "base/log.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    NEEDS_AVX2 = 1,        /* AVX2, FMA, F16C, ymm saved */
+    NEEDS_AVX512 = 2,      /* F, BW, VL, DQ, zmm and masks saved */
+    NEEDS_AVX512_BF16 = 4, /* vdpbf16ps */
+};
+
+typedef struct candidate {
+    const hr_cpu_kernels *table;
+    unsigned needs;
+} candidate;
+
+static const candidate candidates[] = {
+    {&hr_cpu_kernels_plain, 0},
+#ifdef __x86_64__
+    {&hr_cpu_kernels_avx2, NEEDS_AVX2},
+    {&hr_cpu_kernels_avx512, NEEDS_AVX2 | NEEDS_AVX512},
+    {&hr_cpu_kernels_avx512_bf16, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_BF16},
+#endif
+};
+
+enum { N_CANDIDATES = sizeof candidates / sizeof candidates[0] };
+
+static pthread_once_t decide_once = PTHREAD_ONCE_INIT;
+static bool is_usable[N_CANDIDATES];
+static uint32_t chosen;
+
+#ifdef __x86_64__
+#include <cpuid.h>
+
+static uint64_t read_xcr0(void)
+{
+    uint32_t low, high;
+
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static unsigned machine_features(void)
+{
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
+    enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };
+    const unsigned all_leaf1 = FMA | OSXSAVE | AVX | F16C, avx512vl = 1u << 31, avx512_bf16 = 1u << 5;
+    const unsigned all_avx512 = (unsigned)AVX512F | (unsigned)AVX512DQ | (unsigned)AVX512BW | avx512vl;
+    const uint64_t ymm = 0x06, zmm = 0xE6; /* XCR0: 1 SSE, 2 AVX, 5 masks, 6 and 7 the upper zmm parts */
+    unsigned a, b, c, d, leaf7_subleaves, found = 0;
+    uint64_t saved;
+
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & all_leaf1) != all_leaf1)
+        return 0;
+    saved = read_xcr0();
+    if ((saved & ymm) != ymm || !__get_cpuid_count(7, 0, &leaf7_subleaves, &b, &c, &d) || !(b & AVX2))
+        return 0;
+    found = NEEDS_AVX2;
+    if ((saved & zmm) != zmm || (b & all_avx512) != all_avx512)
+        return found;
+    found |= NEEDS_AVX512;
+    if (leaf7_subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16))
+        found |= NEEDS_AVX512_BF16;
+    return found;
+}
+#else
+static unsigned machine_features(void)
+{
+    return 0;
+}
+#endif
+
+static void decide(void)
+{
+    const char *limit_name = getenv("HEADRACE_CPU");
+    unsigned features = machine_features();
+    uint32_t limit = N_CANDIDATES - 1;
+
+    if (limit_name && *limit_name) {
+        uint32_t i = 0;
+
+        while (i < N_CANDIDATES && strcmp(candidates[i].table->name, limit_name) != 0)
+            i++;
+        if (i < N_CANDIDATES)
+            limit = i;
+        else
+            hr_log(HEADRACE_LOG_WARNING, "HEADRACE_CPU: no kernels are named \"%s\"; it is ignored", limit_name);
+    }
+    for (uint32_t i = 0; i < N_CANDIDATES; i++) {
+        const char *why;
+
+        if ((candidates[i].needs & ~features) != 0)
+            continue;
+        is_usable[i] = i == 0 || hr_cpu_self_test(candidates[i].table, &why);
+        if (!is_usable[i])
+            hr_log(HEADRACE_LOG_WARNING, "the %s kernels fail their self-test on this CPU (%s) and are not used",
+                   candidates[i].table->name, why);
+        else if (i <= limit)
+            chosen = i;
+    }
+}
 
 const hr_cpu_kernels *hr_cpu_kernels_select(bool exact)
 {
-    (void)exact;
-    return &hr_cpu_kernels_plain;
+    (void)pthread_once(&decide_once, decide);
+    return exact ? &hr_cpu_kernels_plain : candidates[chosen].table;
 }
 
-const hr_cpu_kernels *hr_cpu_kernels_at(uint32_t i, bool *is_usable)
+const hr_cpu_kernels *hr_cpu_kernels_at(uint32_t i, bool *usable)
 {
-    *is_usable = i == 0;
-    return i == 0 ? &hr_cpu_kernels_plain : NULL;
+    (void)pthread_once(&decide_once, decide);
+    if (i >= N_CANDIDATES) {
+        *usable = false;
+        return NULL;
+    }
+    *usable = is_usable[i];
+    return candidates[i].table;
 }

@@ -1,0 +1,12 @@
+/* Kernels for AVX2, FMA and F16C: vectors of eight fp32, products in fp32. */
+#include "backend/cpu/cpu_vector_avx2.h"
+
+#include "backend/cpu/cpu_vector_prepare.inc"
+
+#include "backend/cpu/cpu_vector_linear.inc"
+
+#include "backend/cpu/cpu_vector_rows.inc"
+
+#include "backend/cpu/cpu_vector_attention.inc"
+
+const hr_cpu_kernels hr_cpu_kernels_avx2 = VECTOR_TABLE("avx2");

@@ -1,0 +1,235 @@
+/* Proof by running. A table computes small cases of every function next to the plain table.
+ *
+ * Matrix products use numbers of few bits, for which every sum is exact in fp32 and in bf16 pairs whatever the order:
+ * the answers must be equal to the last bit, and a wrong lane, a lost tail or a missing instruction cannot hide in a
+ * tolerance. The other functions are compared to 1e-5 of the largest answer (exp and sums differ in the last bits).
+ *
+ * The guard is a SIGILL handler that jumps back. It answers only the thread that runs the test; for any other thread it
+ * puts the old handler back and lets the instruction fault again.
+ */
+#include "backend/cpu/cpu_self_test.h"
+#include "base/numeric.h"
+#include "base/rng.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* 77 columns: whole vectors of every table and a tail; 11 outputs and 27 rows: every height and width of tile, both
+ * ways. */
+enum { COLS = 77, OUTPUTS = 11, ROWS = 27, COLS_QUANTISED = 256, HEADS = 5, HEAD_DIM = 72, PAGE = 4, CONTEXT = 18 };
+
+static _Thread_local sigjmp_buf back;
+static _Thread_local volatile sig_atomic_t is_guarded;
+static struct sigaction old_action;
+
+static void on_sigill(int number)
+{
+    if (is_guarded) {
+        is_guarded = 0;
+        siglongjmp(back, 1);
+    }
+    (void)sigaction(number, &old_action, NULL);
+}
+
+/* k/8 with k in -8 .. 8. */
+static float small_number(uint64_t key, uint64_t i)
+{
+    return (float)((int)(hr_rng_at(key, i) % 17) - 8) * 0.125f;
+}
+
+static void fill(float *to, size_t n, uint64_t key)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = small_number(key, i);
+}
+
+static bool is_close(const float *a, const float *b, size_t n)
+{
+    float largest = 0;
+
+    for (size_t i = 0; i < n; i++)
+        largest = fabsf(b[i]) > largest ? fabsf(b[i]) : largest;
+    for (size_t i = 0; i < n; i++) {
+        if (!(fabsf(a[i] - b[i]) <= 1e-5f * largest))
+            return false;
+    }
+    return true;
+}
+
+/* Room for one table's answer. */
+typedef struct side {
+    unsigned char *prepared, *scratch;
+    float *y;
+} side;
+
+static bool make_side(const hr_cpu_kernels *table, uint32_t cols, side *s)
+{
+    s->prepared = aligned_alloc(64, ROWS * table->prepared_bytes(cols));
+    s->scratch = aligned_alloc(64, (table->linear_scratch_bytes(cols) + 63) / 64 * 64);
+    s->y = malloc(sizeof(float) * ROWS * OUTPUTS);
+    return s->prepared && s->scratch && s->y;
+}
+
+static void free_side(side *s)
+{
+    free(s->prepared);
+    free(s->scratch);
+    free(s->y);
+}
+
+static void run_linear(const hr_cpu_kernels *table, const hr_matrix *w, const float *x, uint32_t n_rows, const side *s)
+{
+    for (uint32_t r = 0; r < n_rows; r++)
+        table->prepare(x + (size_t)r * w->cols, w->cols, s->prepared + r * table->prepared_bytes(w->cols));
+    memset(s->y, 0, sizeof(float) * ROWS * OUTPUTS);
+    table->linear(w, 1, w->rows, s->prepared, n_rows, s->y, OUTPUTS, s->scratch);
+}
+
+/* The weights of one type: small numbers, or blocks of zeros and ones that are valid in every quantised type. */
+static void fill_weights(hr_dtype dtype, unsigned char *to, size_t n_bytes)
+{
+    for (size_t i = 0; i < n_bytes; i++)
+        to[i] = dtype > HR_BF16 ? (unsigned char)(hr_rng_at(3, i) & 1) : 0;
+    for (size_t i = 0; dtype <= HR_BF16 && i < (size_t)OUTPUTS * COLS; i++) {
+        float value = small_number(4, i);
+        uint16_t half = dtype == HR_F16 ? hr_f32_to_f16(value) : hr_f32_to_bf16(value);
+
+        if (dtype == HR_F32)
+            memcpy(to + i * sizeof value, &value, sizeof value);
+        else
+            memcpy(to + i * sizeof half, &half, sizeof half);
+    }
+}
+
+static bool linear_is_right(const hr_cpu_kernels *table, hr_dtype dtype)
+{
+    static const uint32_t counts[] = {1, 2, 3, 4, 5, 6, 8, ROWS};
+    const hr_cpu_kernels *plain = &hr_cpu_kernels_plain;
+    uint32_t cols = dtype > HR_BF16 ? COLS_QUANTISED : COLS;
+    size_t row_bytes = hr_dtype_row_bytes(dtype, cols);
+    float x[ROWS * COLS_QUANTISED];
+    unsigned char weights[OUTPUTS * COLS_QUANTISED * sizeof(float)];
+    hr_matrix w = {.data = weights, .dtype = dtype, .rows = OUTPUTS, .cols = cols, .row_bytes = row_bytes};
+    side right = {0}, tried = {0};
+    bool is_right = make_side(plain, cols, &right) && make_side(table, cols, &tried);
+
+    fill(x, (size_t)ROWS * cols, 1);
+    fill_weights(dtype, weights, row_bytes * OUTPUTS);
+    for (size_t i = 0; is_right && i < sizeof counts / sizeof counts[0]; i++) {
+        run_linear(plain, &w, x, counts[i], &right);
+        run_linear(table, &w, x, counts[i], &tried);
+        if (dtype > HR_BF16)
+            is_right = is_close(tried.y, right.y, (size_t)ROWS * OUTPUTS);
+        else
+            is_right = memcmp(tried.y, right.y, sizeof(float) * ROWS * OUTPUTS) == 0;
+    }
+    free_side(&right);
+    free_side(&tried);
+    return is_right;
+}
+
+static bool rows_are_right(const hr_cpu_kernels *table, const char **why)
+{
+    const hr_cpu_kernels *plain = &hr_cpu_kernels_plain;
+    float a[COLS], b[COLS], y[COLS], z[COLS];
+
+    fill(a, COLS, 5);
+    fill(b, COLS, 6);
+    *why = "rmsnorm";
+    plain->rmsnorm(a, b, COLS, 1e-5f, y);
+    table->rmsnorm(a, b, COLS, 1e-5f, z);
+    if (!is_close(z, y, COLS))
+        return false;
+    *why = "swiglu";
+    for (uint32_t i = 0; i < COLS; i++)
+        a[i] *= 20.0f;
+    plain->swiglu(a, b, COLS, y);
+    table->swiglu(a, b, COLS, z);
+    if (!is_close(z, y, COLS))
+        return false;
+    *why = "add_scaled";
+    plain->add_scaled(y, a, 0.25f, COLS);
+    table->add_scaled(z, a, 0.25f, COLS);
+    return is_close(z, y, COLS);
+}
+
+static bool conv_is_right(const hr_cpu_kernels *table)
+{
+    enum { L = 3 };
+    float in[3][COLS], taps[COLS * L], bias[COLS], state[2][COLS * (L - 1)], bx[2][COLS], y[2][COLS];
+    const hr_cpu_kernels *tables[2] = {&hr_cpu_kernels_plain, table};
+
+    fill(in[0], (size_t)3 * COLS, 7);
+    fill(taps, (size_t)COLS * L, 8);
+    fill(bias, COLS, 9);
+    for (int i = 0; i < 2; i++) {
+        fill(state[i], (size_t)COLS * (L - 1), 10);
+        tables[i]->conv_row(in[0], in[1], in[2], taps, bias, COLS, L, state[i], bx[i], y[i]);
+    }
+    return is_close(y[1], y[0], COLS) && memcmp(bx[0], bx[1], sizeof bx[0]) == 0 &&
+           memcmp(state[0], state[1], sizeof state[0]) == 0;
+}
+
+static bool attention_is_right(const hr_cpu_kernels *table, hr_kv_dtype dtype)
+{
+    enum { N_PAGES = (CONTEXT + PAGE - 1) / PAGE, VECTOR = HEAD_DIM * (int)sizeof(float) };
+    static const uint32_t pages[N_PAGES] = {3, 0, 4, 1, 2};
+    unsigned char pool[2][N_PAGES * PAGE * 2 * VECTOR];
+    float q[HEADS * HEAD_DIM], x[HEAD_DIM], scores[HEADS * CONTEXT], out[2][HEADS * HEAD_DIM];
+    hr_kv_view kv = {.pages = pages, .page_tokens = PAGE, .head_dim = HEAD_DIM, .dtype = dtype};
+    const hr_cpu_kernels *tables[2] = {&hr_cpu_kernels_plain, table};
+
+    kv.v_offset = (size_t)PAGE * VECTOR;
+    kv.page_bytes = 2 * kv.v_offset;
+    fill(q, (size_t)HEADS * HEAD_DIM, 11);
+    memset(pool, 0, sizeof pool);
+    for (int i = 0; i < 2; i++) {
+        kv.pool = pool[i];
+        for (uint32_t v = 0; v < N_PAGES * PAGE * 2; v++) {
+            unsigned char *part = pool[i] + v / PAGE * kv.v_offset;
+
+            fill(x, HEAD_DIM, 12 + v);
+            tables[i]->store_kv(x, HEAD_DIM, dtype,
+                                part + v % PAGE * (dtype == HR_KV_F32 ? (size_t)VECTOR : (size_t)VECTOR / 2));
+        }
+        tables[i]->attention(q, HEADS, &kv, CONTEXT, 0.125f, scores, out[i]);
+    }
+    return memcmp(pool[0], pool[1], sizeof pool[0]) == 0 && is_close(out[1], out[0], (size_t)HEADS * HEAD_DIM);
+}
+
+static bool run_all(const hr_cpu_kernels *table, const char **why)
+{
+    for (hr_dtype dtype = 0; dtype < HR_DTYPE_COUNT; dtype++) {
+        *why = hr_dtypes[dtype].name;
+        if (!linear_is_right(table, dtype))
+            return false;
+    }
+    if (!rows_are_right(table, why))
+        return false;
+    *why = "conv_row";
+    if (!conv_is_right(table))
+        return false;
+    *why = "attention";
+    return attention_is_right(table, HR_KV_BF16) && attention_is_right(table, HR_KV_F32);
+}
+
+bool hr_cpu_self_test(const hr_cpu_kernels *table, const char **why)
+{
+    struct sigaction action = {.sa_handler = on_sigill};
+    volatile bool is_right = false;
+
+    (void)sigemptyset(&action.sa_mask);
+    (void)sigaction(SIGILL, &action, &old_action);
+    if (sigsetjmp(back, 1) == 0) {
+        is_guarded = 1;
+        is_right = run_all(table, why);
+    } else {
+        *why = "illegal instruction";
+    }
+    is_guarded = 0;
+    (void)sigaction(SIGILL, &old_action, NULL);
+    return is_right;
+}

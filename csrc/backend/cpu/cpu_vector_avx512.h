@@ -1,0 +1,174 @@
+/* The vector of the AVX-512 tables: sixteen fp32, and the few operations that cpu_vector_*.inc is written in. Included
+ * only by cpu_kernels_avx512.c and cpu_kernels_avx512_bf16.c, which are compiled for F, BW, VL and DQ.
+ *
+ * A "part" load reads the first n < 16 values and no byte behind them (masked-out lanes do not fault) and gives zeros
+ * in the rest.
+ */
+#ifndef HR_BACKEND_CPU_CPU_VECTOR_AVX512_H
+#define HR_BACKEND_CPU_CPU_VECTOR_AVX512_H
+
+#include "backend/cpu/cpu_kernels.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+/* A loop of a constant, small number of rounds over an array that shall live in registers. */
+#ifdef __clang__
+#define UNROLL_FOR(I, N) _Pragma("clang loop unroll(full)") for (int I = 0; I < (N); I++)
+#else
+#define UNROLL_FOR(I, N) _Pragma("GCC unroll 8") for (int I = 0; I < (N); I++)
+#endif
+
+/* 6 x 4 accumulators, four columns of weights and one of activations: 29 of 32 registers, 10 loads for 24 products. */
+#define ROWS_MAX 6
+/* 4 heads x 4 vectors of values. */
+#define MIX_HEADS 4
+#define MIX_VECTORS 4
+
+typedef __m512 vf;
+enum { VW = 16 };
+
+INLINE __mmask16 first_lanes(size_t n)
+{
+    return (__mmask16)((1u << n) - 1u);
+}
+
+INLINE vf v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+INLINE vf v_set1(float a)
+{
+    return _mm512_set1_ps(a);
+}
+
+INLINE vf v_load(const void *at)
+{
+    return _mm512_loadu_ps(at);
+}
+
+INLINE vf v_load_part(const void *at, size_t n)
+{
+    return _mm512_maskz_loadu_ps(first_lanes(n), at);
+}
+
+INLINE void v_store(void *at, vf a)
+{
+    _mm512_storeu_ps(at, a);
+}
+
+INLINE void v_store_part(void *at, vf a, size_t n)
+{
+    _mm512_mask_storeu_ps(at, first_lanes(n), a);
+}
+
+INLINE vf v_load_f16(const void *at)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256(at));
+}
+
+INLINE vf v_load_f16_part(const void *at, size_t n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), at));
+}
+
+INLINE vf widen_bf16(__m256i a)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16));
+}
+
+INLINE vf v_load_bf16(const void *at)
+{
+    return widen_bf16(_mm256_loadu_si256(at));
+}
+
+INLINE vf v_load_bf16_part(const void *at, size_t n)
+{
+    return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), at));
+}
+
+/* Round to nearest, ties to even; NaN stays a quiet NaN: hr_f32_to_bf16 on sixteen lanes. */
+INLINE __m256i narrow_bf16(vf a)
+{
+    __m512i bits = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    __mmask16 is_nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+
+    rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+INLINE void v_store_bf16(void *at, vf a)
+{
+    _mm256_storeu_si256(at, narrow_bf16(a));
+}
+
+INLINE void v_store_bf16_part(void *at, vf a, size_t n)
+{
+    _mm256_mask_storeu_epi16(at, first_lanes(n), narrow_bf16(a));
+}
+
+INLINE vf v_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+INLINE vf v_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+INLINE vf v_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+INLINE vf v_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+/* a * b + c, rounded once. */
+INLINE vf v_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+/* The second operand where either is NaN. */
+INLINE vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+INLINE vf v_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+
+INLINE vf v_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* a * 2^n for integral n; overflow and underflow as a product would. */
+INLINE vf v_scale2(vf a, vf n)
+{
+    return _mm512_scalef_ps(a, n);
+}
+
+/* { sum of a, of b, of c, of d }, each in one order: with a[i] lane i, first (a0 + a2) + (a1 + a3) in each group of
+ * four lanes, then (group 0 + group 2) + (group 1 + group 3). */
+INLINE __m128 v_reduce4(vf a, vf b, vf c, vf d)
+{
+    vf ab = v_add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    vf cd = v_add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    vf groups = v_add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
+    __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(groups), _mm512_extractf32x8_ps(groups, 1));
+
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+#endif
