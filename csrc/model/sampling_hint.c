@@ -101,13 +101,13 @@ headrace_status hr_gguf_sampling_read(const hr_gguf *gguf, hr_sampling_hint *hin
     uint32_t top_k;
     const struct {
         const char *key;
-        float max;
+        float min, max;
         float *out;
     } reals[] = {
-        {"general.sampling.temp", 100.0F, &hint->temperature},
-        {"general.sampling.top_p", 1.0F, &hint->top_p},
-        {"general.sampling.min_p", 1.0F, &hint->min_p},
-        {"general.sampling.penalty_repeat", 1e3F, &hint->repetition_penalty},
+        {"general.sampling.temp", 0.0F, 100.0F, &hint->temperature},
+        {"general.sampling.top_p", 0.0F, 1.0F, &hint->top_p},
+        {"general.sampling.min_p", 0.0F, 1.0F, &hint->min_p},
+        {"general.sampling.penalty_repeat", 1e-3F, 1e3F, &hint->repetition_penalty},
     };
 
     *hint = hr_no_sampling();
@@ -115,9 +115,9 @@ headrace_status hr_gguf_sampling_read(const hr_gguf *gguf, hr_sampling_hint *hin
         if (!hr_gguf_find(gguf, reals[i].key))
             continue;
         HR_PASS(hr_gguf_f32(gguf, reals[i].key, reals[i].out, err));
-        if (!(*reals[i].out >= 0.0F && *reals[i].out <= reals[i].max))
-            return hr_fail(err, HEADRACE_E_MODEL, "%s: key '%s' is %g, expected 0 to %g", gguf->file.paths[0],
-                           reals[i].key, (double)*reals[i].out, (double)reals[i].max);
+        if (!(*reals[i].out >= reals[i].min && *reals[i].out <= reals[i].max))
+            return hr_fail(err, HEADRACE_E_MODEL, "%s: key '%s' is %g, expected %g to %g", gguf->file.paths[0],
+                           reals[i].key, (double)*reals[i].out, (double)reals[i].min, (double)reals[i].max);
         hint->source = "gguf";
     }
     if (hr_gguf_find(gguf, "general.sampling.top_k")) {

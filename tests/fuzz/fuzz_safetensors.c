@@ -7,7 +7,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 {
     hr_tensor_file file;
     headrace_error err;
-    float first[1];
+    float ends[2];
 
     if (hr_safetensors_parse(bytes, len, "fuzz", &file, &err) != HEADRACE_OK)
         return 0;
@@ -15,8 +15,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
         if (file.tensors[i].n_bytes > 0) {
             const unsigned char *data = file.tensors[i].data;
 
-            hr_dequantize(file.tensors[i].dtype, data, first, 1);
-            HR_ASSERT(data + file.tensors[i].n_bytes <= bytes + len && data[file.tensors[i].n_bytes - 1] < 256);
+            HR_ASSERT(data + file.tensors[i].n_bytes <= bytes + len);
+            hr_dequantize(file.tensors[i].dtype, data, ends, 1);
+            hr_dequantize(file.tensors[i].dtype,
+                          data + file.tensors[i].n_bytes - hr_dtypes[file.tensors[i].dtype].block_bytes, ends + 1, 1);
             HR_ASSERT(hr_tensor_file_find(&file, file.tensors[i].name) == &file.tensors[i]);
         }
     hr_tensor_file_close(&file);
