@@ -1,6 +1,6 @@
-/* Outputs of one span stand together, scores first, then the sampling row: the order in which hr_plan counted them, so that
- * whoever reads the samples needs only span.first_output. Everything a row points to (ids, sampling parameters) is owned by the
- * sequence and does not move while the step runs.
+/* Outputs of one span stand together, scores first, then the sampling row: the order in which hr_plan counted them, so
+ * that whoever reads the samples needs only span.first_output. Everything a row points to (ids, sampling parameters) is
+ * owned by the sequence and does not move while the step runs.
  */
 #include "engine/batch.h"
 
@@ -11,7 +11,7 @@
 static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
 {
     const hr_sequence *sequence = span->sequence;
-    uint32_t           at = span->first_output;
+    uint32_t at = span->first_output;
 
     for (uint32_t i = 0; i < span->n_scores; i++) {
         uint32_t position = span->score_first + i;
@@ -38,7 +38,7 @@ void hr_batch_fill(hr_batch *batch, const hr_plan *plan)
 
     for (uint32_t i = 0; i < plan->n_spans; i++) {
         const hr_planned_span *span = &plan->spans[i];
-        const hr_sequence     *sequence = span->sequence;
+        const hr_sequence *sequence = span->sequence;
 
         batch->spans[i] = (hr_span){
             .first_row = span->first_row,

@@ -1,10 +1,11 @@
 /* Opening and closing an engine, and the doors that any thread may use: submit, cancel, drain, numbers.
  *
- * All memory that steps use is reserved at open; what a request needs is reserved by submit, on the caller's thread. After
- * that the engine thread allocates nothing (tests/csrc/engine/test_engine.c counts).
+ * All memory that steps use is reserved at open; what a request needs is reserved by submit, on the caller's thread.
+ * After that the engine thread allocates nothing (tests/csrc/engine/test_engine.c counts).
  *
- * Lifetimes: a request is referenced by its handle, by the engine until its end was delivered, and by the control list while it
- * is on it. The engine struct is referenced by every request, so that cancel and release are safe even after close.
+ * Lifetimes: a request is referenced by its handle, by the engine until its end was delivered, and by the control list
+ * while it is on it. The engine struct is referenced by every request, so that cancel and release are safe even after
+ * close.
  */
 #include "engine/engine_state.h"
 
@@ -49,11 +50,12 @@ static hr_backend_options backend_options(const hr_engine_config *config, const 
     };
 }
 
-/* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again. */
+/* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again.
+ */
 static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *config, hr_backend_sizes *sizes,
                                      headrace_error *err)
 {
-    hr_limits          smallest = {.max_num_batched_tokens = 1, .max_num_seqs = 1, .max_outputs = 1, .pages_per_sequence = 1};
+    hr_limits smallest = {.max_num_batched_tokens = 1, .max_num_seqs = 1, .max_outputs = 1, .pages_per_sequence = 1};
     hr_backend_options options;
 
     HR_PASS(hr_limits_page_tokens(config, &smallest.page_tokens, err));
@@ -67,7 +69,7 @@ static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *
 static void set_info(hr_engine *engine, const hr_engine_config *config, const hr_backend_sizes *sizes)
 {
     const hr_limits *limits = &engine->limits;
-    size_t           kv_values = hr_arch_kv_values_per_token(&engine->model->arch) * limits->page_tokens;
+    size_t kv_values = hr_arch_kv_values_per_token(&engine->model->arch) * limits->page_tokens;
 
     engine->info = (headrace_engine_info){
         .device = engine->ops->name,
@@ -91,7 +93,7 @@ static void set_info(hr_engine *engine, const hr_engine_config *config, const hr
 static bool start_thread(hr_engine *engine)
 {
     sigset_t all, before;
-    int      rc;
+    int rc;
 
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -104,9 +106,9 @@ static bool start_thread(hr_engine *engine)
 
 static headrace_status open_parts(hr_engine *engine, const hr_engine_config *config, headrace_error *err)
 {
-    const hr_limits    *limits = &engine->limits;
-    hr_backend_sizes    sizes = {0};
-    hr_backend_options  options;
+    const hr_limits *limits = &engine->limits;
+    hr_backend_sizes sizes = {0};
+    hr_backend_options options;
     hr_scheduler_limits scheduler_limits;
 
     HR_PASS(decide_limits(engine, config, &sizes, err));
@@ -120,8 +122,9 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
         .prefix_caching = !config->disable_prefix_caching,
     };
     if (!hr_scheduler_init(&engine->scheduler, &scheduler_limits))
-        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for the tables of %" PRIu32 " pages and %" PRIu32 " sequences",
-                       limits->n_pages, limits->max_num_seqs);
+        return hr_fail(err, HEADRACE_E_MEMORY,
+                       "no memory for the tables of %" PRIu32 " pages and %" PRIu32 " sequences", limits->n_pages,
+                       limits->max_num_seqs);
     options = backend_options(config, limits);
     HR_PASS(engine->ops->open(config->model, &options, limits->n_pages, limits->max_num_seqs, &engine->backend, err));
     engine->batch = engine->ops->batch(engine->backend, 0);
@@ -136,7 +139,7 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
 
 headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, headrace_error *err)
 {
-    hr_engine      *engine = calloc(1, sizeof *engine);
+    hr_engine *engine = calloc(1, sizeof *engine);
     hr_inbox_limits none = {0};
     headrace_status status;
 
@@ -191,19 +194,21 @@ void hr_engine_get_stats(const hr_engine *engine, headrace_stats *out)
 static headrace_status check_ids(const hr_engine *engine, const hr_submit *submit, headrace_error *err)
 {
     if (submit->n_prompt == 0)
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "prompt_ids", "the prompt is empty: at least one token is needed");
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "prompt_ids",
+                             "the prompt is empty: at least one token is needed");
     for (uint32_t i = 0; i < submit->n_prompt; i++)
         if (submit->prompt_ids[i] < 0 || (uint32_t)submit->prompt_ids[i] >= engine->model->arch.vocab_size)
             return hr_fail_param(err, HEADRACE_E_ARGUMENT, "prompt_ids",
                                  "prompt token %" PRIu32 " is %" PRId32 ", the vocabulary has ids 0 .. %" PRIu32, i,
                                  submit->prompt_ids[i], engine->model->arch.vocab_size - 1);
     if (submit->n > HEADRACE_N_MAX)
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "n", "n is %" PRIu32 ", at most %d choices are possible", submit->n,
-                             HEADRACE_N_MAX);
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "n", "n is %" PRIu32 ", at most %d choices are possible",
+                             submit->n, HEADRACE_N_MAX);
     return HEADRACE_OK;
 }
 
-static headrace_status work_out_sizes(hr_engine *engine, const hr_submit *submit, hr_request_sizes *out, headrace_error *err)
+static headrace_status work_out_sizes(hr_engine *engine, const hr_submit *submit, hr_request_sizes *out,
+                                      headrace_error *err)
 {
     uint32_t max_len = engine->limits.max_model_len, asked = submit->sampling->max_tokens;
     uint64_t total = (uint64_t)submit->n_prompt + (asked ? asked : 1);
@@ -232,10 +237,10 @@ static headrace_status count_rejection(hr_engine *engine, headrace_status status
 headrace_status hr_engine_submit(hr_engine *engine, const hr_submit *submit, hr_request **out, headrace_error *err)
 {
     const headrace_sampling *sampling = submit->sampling;
-    hr_request_sizes         sizes;
-    hr_request              *request;
-    headrace_status          status;
-    uint64_t                 seed, serial;
+    hr_request_sizes sizes;
+    hr_request *request;
+    headrace_status status;
+    uint64_t seed, serial;
 
     *out = NULL;
     HR_PASS(check_ids(engine, submit, err));

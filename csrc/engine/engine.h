@@ -23,8 +23,13 @@ typedef struct hr_engine_config {
     bool disable_prefix_caching, exact;
 } hr_engine_config;
 
+/* Errors: E_ARGUMENT and E_MEMORY (param names the option, the message says what fits), and what the backend reports.
+ */
 headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, headrace_error *err);
-void hr_engine_close(hr_engine *engine); /* all hr_request handles must be released before */
+/* Ends every request with E_CLOSED and frees the engine's memory. Handles still held stay valid: they can be read to
+ * their end and must be released; nothing else may use the engine any more. NULL is accepted. */
+void hr_engine_close(hr_engine *engine);
+/* Refuses new requests (E_CLOSED) and waits until none is left: OK or E_TIMEOUT. */
 headrace_status hr_engine_drain(hr_engine *engine, uint64_t timeout_us);
 void hr_engine_get_info(const hr_engine *engine, headrace_engine_info *out);
 void hr_engine_get_stats(const hr_engine *engine, headrace_stats *out);
@@ -38,8 +43,10 @@ typedef struct hr_submit {
     uint32_t n_eos_ids;
     int32_t priority;
     uint64_t cache_salt;
-    /* Called from the engine thread, at most once a step for a request that has news, without engine locks held; must
-     * not block. */
+    /* Called from the engine thread, at most once a step for a request that has news. Must not block, must not call
+     * hr_request_release, and must not take a lock that is held around hr_request_release: that call waits for the
+     * notifications of the step to end, so that neither notify nor flush runs for a request after its release. No
+     * other function of this header waits for them. */
     void (*notify)(void *user);
     void *notify_user;
     /* Called once from the engine thread at the end of every step in which any notify with this pointer's queue ran;
@@ -48,13 +55,15 @@ typedef struct hr_submit {
     void *flush_user;
 } hr_submit;
 
-/* Errors: E_QUEUE_FULL, E_CLOSED, E_CONTEXT, E_MEMORY, E_ENGINE. */
+/* Errors: E_ARGUMENT (empty prompt, an id outside the vocabulary, n), E_QUEUE_FULL, E_CLOSED, E_CONTEXT, E_MEMORY,
+ * E_ENGINE. */
 headrace_status hr_engine_submit(hr_engine *engine, const hr_submit *submit, hr_request **out, headrace_error *err);
 /* Idempotent; any thread. Takes effect at the next step. */
 void hr_request_cancel(hr_request *request);
-/* Ends one choice with FINISH_STOP because the caller saw a stop string; any thread. */
+/* Ends one choice with FINISH_STOP because the caller saw a stop string; any thread. Tokens not yet taken are dropped.
+ */
 void hr_request_stop_choice(hr_request *request, uint32_t index);
-/* Gives the handle back; cancels if still running. */
+/* Gives the handle back; cancels if still running. Not from notify or flush. */
 void hr_request_release(hr_request *request);
 
 /* One piece of news, copied out. */

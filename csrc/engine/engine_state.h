@@ -28,31 +28,31 @@ typedef struct hr_flush {
 
 struct hr_engine {
     /* Constant after open. */
-    const hr_model       *model;
+    const hr_model *model;
     const hr_backend_ops *ops;
-    hr_limits             limits;
-    uint64_t              seed;
-    headrace_engine_info  info;
+    hr_limits limits;
+    uint64_t seed;
+    headrace_engine_info info;
 
     _Atomic uint32_t n_refs;     /* close, and every request: a handle may be released after close */
     _Atomic uint64_t n_requests; /* seeds */
     _Atomic uint64_t n_serials;  /* order of choices */
-    hr_metrics       metrics;
-    hr_inbox         inbox;
-    /* Held by the engine thread while it calls notify and flush, and by hr_request_release for a moment: after a release
-     * returns, neither is called for that request. Nobody else takes it. */
+    hr_metrics metrics;
+    hr_inbox inbox;
+    /* Held by the engine thread while it calls notify and flush, and by hr_request_release for a moment: after a
+     * release returns, neither is called for that request. Nobody else takes it. */
     pthread_mutex_t delivery_lock;
-    pthread_t       thread;
+    pthread_t thread;
 
     /* The engine thread's. */
-    hr_backend   *backend;
-    hr_batch     *batch;
-    hr_scheduler  scheduler;
-    hr_request   *live_first, *queued_first, *queued_last, *news_first, *news_last;
-    hr_flush      flushes[HR_FLUSHES_MAX];
-    uint32_t      n_flushes;
+    hr_backend *backend;
+    hr_batch *batch;
+    hr_scheduler scheduler;
+    hr_request *live_first, *queued_first, *queued_last, *news_first, *news_last;
+    hr_flush flushes[HR_FLUSHES_MAX];
+    uint32_t n_flushes;
     hr_bad_logits bad_logits;
-    bool          is_dead; /* the backend failed */
+    bool is_dead;           /* the backend failed */
     headrace_error failure; /* why */
 };
 

@@ -1,5 +1,6 @@
-/* Intrusive lists under one mutex: putting allocates nothing and holds the lock for a few instructions, taking moves whole lists.
- * A lock-free queue would save nothing here: there is one hand-over per request, and one lock per step on the engine's side.
+/* Intrusive lists under one mutex: putting allocates nothing and holds the lock for a few instructions, taking moves
+ * whole lists. A lock-free queue would save nothing here: there is one hand-over per request, and one lock per step on
+ * the engine's side.
  */
 #include "engine/inbox.h"
 
@@ -40,13 +41,14 @@ static headrace_status check_locked(hr_inbox *inbox, uint32_t n_prompt, headrace
         return hr_fail(err, HEADRACE_E_CLOSED, "the engine is shutting down");
     if (n_reqs >= inbox->limits.max_queued_reqs)
         return hr_fail(err, HEADRACE_E_QUEUE_FULL,
-                       "%" PRIu32 " requests are waiting, the limit (max_num_queued_reqs) is %" PRIu32 ": try again later",
+                       "%" PRIu32 " requests are waiting, the limit (max_num_queued_reqs) is %" PRIu32
+                       ": try again later",
                        n_reqs, inbox->limits.max_queued_reqs);
     /* A prompt that is over the limit alone is let in when nothing waits: refused it could never succeed. */
     if (n_tokens > 0 && (n_tokens > max || n_prompt > max - n_tokens))
         return hr_fail(err, HEADRACE_E_QUEUE_FULL,
-                       "%" PRIu64 " prompt tokens are waiting, %" PRIu32 " more pass the limit (max_num_queued_tokens) of %" PRIu64
-                       ": try again later",
+                       "%" PRIu64 " prompt tokens are waiting, %" PRIu32
+                       " more pass the limit (max_num_queued_tokens) of %" PRIu64 ": try again later",
                        n_tokens, n_prompt, max);
     return HEADRACE_OK;
 }
@@ -158,11 +160,11 @@ void hr_inbox_stop(hr_inbox *inbox)
 
 headrace_status hr_inbox_drain(hr_inbox *inbox, uint64_t timeout_us, headrace_error *err)
 {
-    const uint64_t  second = 1000000, forever = UINT64_C(100) * 365 * 86400 * 1000000;
-    uint64_t        until = hr_now_us() + (timeout_us < forever ? timeout_us : forever);
+    const uint64_t second = 1000000, forever = UINT64_C(100) * 365 * 86400 * 1000000;
+    uint64_t until = hr_now_us() + (timeout_us < forever ? timeout_us : forever);
     struct timespec at = {.tv_sec = (time_t)(until / second), .tv_nsec = (long)(until % second * 1000)};
-    int             rc = 0;
-    uint32_t        n_live;
+    int rc = 0;
+    uint32_t n_live;
 
     (void)pthread_mutex_lock(&inbox->lock);
     inbox->is_draining = true;

@@ -1,4 +1,5 @@
-/* The one way into the engine thread: new requests, and news about old ones (cancel, stop). Bounded; any thread may put. */
+/* The one way into the engine thread: new requests, and news about old ones (cancel, stop). Bounded; any thread may
+ * put. */
 #ifndef HR_ENGINE_INBOX_H
 #define HR_ENGINE_INBOX_H
 
@@ -12,25 +13,25 @@ typedef struct hr_inbox_limits {
 typedef struct hr_inbox {
     hr_inbox_limits limits;
     pthread_mutex_t lock;
-    pthread_cond_t  wake; /* the engine thread sleeps on it */
-    pthread_cond_t  idle; /* drain sleeps on it */
+    pthread_cond_t wake; /* the engine thread sleeps on it */
+    pthread_cond_t idle; /* drain sleeps on it */
     /* Under the lock. */
-    hr_request *first, *last;     /* submitted, not yet seen by the engine */
-    hr_request *control;          /* cancelled or stopped since the engine last looked */
-    uint32_t    n_live;           /* submitted and not ended */
-    bool        is_draining, is_stopping, is_stopped, has_failed;
+    hr_request *first, *last; /* submitted, not yet seen by the engine */
+    hr_request *control;      /* cancelled or stopped since the engine last looked */
+    uint32_t n_live;          /* submitted and not ended */
+    bool is_draining, is_stopping, is_stopped, has_failed;
     /* Also lowered by the engine thread without the lock. */
     _Atomic uint32_t n_queued_reqs; /* submitted and not started */
     _Atomic uint64_t n_queued_tokens;
 } hr_inbox;
 
-/* What the engine thread finds: all new requests and one that was cancelled or stopped. Both are taken under one lock, so a
- * request is never cancelled before the engine knows it. */
+/* What the engine thread finds: all new requests and one that was cancelled or stopped. Both are taken under one lock,
+ * so a request is never cancelled before the engine knows it. */
 typedef struct hr_inbox_news {
-    hr_request *first;        /* new requests in order, by inbox_next */
-    hr_request *control;      /* or NULL; with a reference that the taker drops. There may be more */
-    bool        is_cancelled; /* control as a whole; else look at its choices */
-    bool        is_stopping;
+    hr_request *first;   /* new requests in order, by inbox_next */
+    hr_request *control; /* or NULL; with a reference that the taker drops. There may be more */
+    bool is_cancelled;   /* control as a whole; else look at its choices */
+    bool is_stopping;
 } hr_inbox_news;
 
 void hr_inbox_init(hr_inbox *inbox, const hr_inbox_limits *limits);

@@ -1,9 +1,9 @@
-/* Pages are fungible, so the free list is a stack of indices: O(1), and the page freed last, still warm in the processor's
- * cache, is the next one handed out.
+/* Pages are fungible, so the free list is a stack of indices: O(1), and the page freed last, still warm in the
+ * processor's cache, is the next one handed out.
  *
- * A page is in one of three states: free (on the stack), held (refs > 0), or idle (refs 0, kept by the prefix cache because
- * its content may be wanted again). A full page may be held by several sequences that began with the same tokens; it is then
- * never written again. The last page of a sequence is always held once, because it is still written.
+ * A page is in one of three states: free (on the stack), held (refs > 0), or idle (refs 0, kept by the prefix cache
+ * because its content may be wanted again). A full page may be held by several sequences that began with the same
+ * tokens; it is then never written again. The last page of a sequence is always held once, because it is still written.
  *
  * Invariant: n_free + n_held + idle == n_pages. The scheduler's simulation tests it after every step.
  *

@@ -9,7 +9,7 @@
 
 /* Owned by the engine thread. */
 typedef struct hr_kv_pages {
-    uint32_t  n_pages, n_free, n_held;
+    uint32_t n_pages, n_free, n_held;
     uint32_t *free_list; /* [n_pages], a stack; the first n_free entries are free pages */
     uint32_t *refs;      /* [n_pages], sequences that hold the page */
 } hr_kv_pages;
@@ -27,8 +27,8 @@ uint32_t hr_kv_pages_drop(hr_kv_pages *pages, uint32_t page);
 /* Puts a page that nobody holds on the free list. */
 void hr_kv_pages_give_back(hr_kv_pages *pages, uint32_t page);
 
-/* NULL, or what is wrong: a page free twice, free and held, or counts that do not match. scratch [n_pages] is overwritten.
- * n_idle: pages that are neither free nor held, as the prefix cache counts them. */
+/* NULL, or what is wrong: a page free twice, free and held, or counts that do not match. scratch [n_pages] is
+ * overwritten. n_idle: pages that are neither free nor held, as the prefix cache counts them. */
 const char *hr_kv_pages_check(const hr_kv_pages *pages, uint32_t n_idle, uint32_t *scratch);
 
 #endif

@@ -1,11 +1,12 @@
 /* Defaults follow one rule: what was asked for is met or refused with a number; what was not asked for is made to fit.
  *
- * Memory of keys and values, unless given: half of what is available (the other half is for the weights' pages, which the
- * kernel counts as available although they will be needed), never more than the engine could use, and at most 4 GiB, because a
- * server that takes 60 GiB for a test run is a bad guest. An explicit max_model_len may raise that up to nine tenths.
+ * Memory of keys and values, unless given: half of what is available (the other half is for the weights' pages, which
+ * the kernel counts as available although they will be needed), never more than the engine could use, and at most 4
+ * GiB, because a server that takes 60 GiB for a test run is a bad guest. An explicit max_model_len may raise that up to
+ * nine tenths.
  *
- * Pages are what limits concurrency, so the number of sequences by default is capped only by convolution states staying under
- * an eighth of the same budget, by one page each, and by 256.
+ * Pages are what limits concurrency, so the number of sequences by default is capped only by convolution states staying
+ * under an eighth of the same budget, by one page each, and by 256.
  */
 #include "engine/limits.h"
 
@@ -42,7 +43,8 @@ headrace_status hr_limits_page_tokens(const hr_engine_config *config, uint32_t *
 }
 
 /* Rows a step and sequences at once: each running sequence must be able to have its row in every step. */
-static headrace_status decide_rows(const hr_engine_config *config, uint64_t by_memory, hr_limits *limits, headrace_error *err)
+static headrace_status decide_rows(const hr_engine_config *config, uint64_t by_memory, hr_limits *limits,
+                                   headrace_error *err)
 {
     uint32_t rows = config->max_num_batched_tokens, seqs = config->max_num_seqs;
 
@@ -77,8 +79,8 @@ static headrace_status fail_memory(const hr_engine_config *config, uint32_t len,
                          config->kv_dtype == HR_KV_F32 ? " or --kv-cache-dtype bf16" : "");
 }
 
-static headrace_status decide_pages(const hr_engine_config *config, uint64_t page_bytes, uint64_t available, uint64_t budget,
-                                    hr_limits *limits, headrace_error *err)
+static headrace_status decide_pages(const hr_engine_config *config, uint64_t page_bytes, uint64_t available,
+                                    uint64_t budget, hr_limits *limits, headrace_error *err)
 {
     uint32_t wanted_len = limits->max_model_len;
     uint64_t one_context = (wanted_len + limits->page_tokens - 1) / limits->page_tokens;
@@ -119,9 +121,10 @@ headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *
         return hr_fail_param(err, HEADRACE_E_MEMORY, "kv_cache_bytes",
                              "--kv-cache-memory asks for %.1f MiB, %.1f MiB free: ask for less or leave it out",
                              (double)config->kv_cache_bytes / (double)MiB, (double)available_bytes / (double)MiB);
-    out->max_model_len = config->max_model_len ? config->max_model_len
-                                               : (uint32_t)min_u64(arch->max_positions ? arch->max_positions : UINT32_MAX,
-                                                                   HR_DEFAULT_MODEL_LEN_MAX);
+    out->max_model_len =
+        config->max_model_len
+            ? config->max_model_len
+            : (uint32_t)min_u64(arch->max_positions ? arch->max_positions : UINT32_MAX, HR_DEFAULT_MODEL_LEN_MAX);
     budget = config->kv_cache_bytes ? config->kv_cache_bytes : min_u64(available_bytes / 2, HR_DEFAULT_KV_BYTES_MAX);
     by_slots = sizes->slot_bytes ? budget / 8 / sizes->slot_bytes : UINT64_MAX;
     HR_PASS(decide_rows(config, min_u64(by_slots, budget / page_bytes), out, err));
@@ -129,12 +132,14 @@ headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *
         return hr_fail_param(err, HEADRACE_E_MEMORY, "max_num_seqs",
                              "max-num-seqs %" PRIu32 " needs %.1f MiB of convolution state, %.1f MiB free: try "
                              "--max-num-seqs %" PRIu64,
-                             out->max_num_seqs, (double)saturating_mul(out->max_num_seqs, sizes->slot_bytes) / (double)MiB,
+                             out->max_num_seqs,
+                             (double)saturating_mul(out->max_num_seqs, sizes->slot_bytes) / (double)MiB,
                              (double)available_bytes / (double)MiB, by_slots ? by_slots : 1);
     HR_PASS(decide_pages(config, page_bytes, available_bytes, budget, out, err));
     if (saturating_mul(out->pages_per_sequence, out->max_num_seqs) > UINT32_MAX / 2)
         return hr_fail_param(err, HEADRACE_E_ARGUMENT, "max_num_seqs",
-                             "%" PRIu32 " sequences of %" PRIu32 " pages make a page table of more than 2^31 entries: lower "
+                             "%" PRIu32 " sequences of %" PRIu32
+                             " pages make a page table of more than 2^31 entries: lower "
                              "max_num_seqs or max_model_len",
                              out->max_num_seqs, out->pages_per_sequence);
     out->max_num_queued_reqs = config->max_num_queued_reqs ? config->max_num_queued_reqs : 4 * out->max_num_seqs;
@@ -146,16 +151,16 @@ headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *
 /* The number after `key` in a small text file, or UINT64_MAX ("max" counts as no number). */
 static uint64_t read_number(const char *path, const char *key)
 {
-    char     line[256];
+    char line[256];
     uint64_t value = UINT64_MAX;
-    size_t   key_len = strlen(key);
-    FILE    *file = fopen(path, "re");
+    size_t key_len = strlen(key);
+    FILE *file = fopen(path, "re");
 
     if (!file)
         return value;
     while (fgets(line, sizeof line, file))
         if (strncmp(line, key, key_len) == 0) {
-            char              *end;
+            char *end;
             unsigned long long number = strtoull(line + key_len, &end, 10);
 
             if (end != line + key_len)

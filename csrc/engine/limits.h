@@ -1,4 +1,5 @@
-/* What an engine promises: every limit as a number, decided at open from the options, the model and the memory at hand. */
+/* What an engine promises: every limit as a number, decided at open from the options, the model and the memory at hand.
+ */
 #ifndef HR_ENGINE_LIMITS_H
 #define HR_ENGINE_LIMITS_H
 
@@ -17,8 +18,9 @@ enum {
 #define HR_DEFAULT_QUEUE_TIMEOUT_US 60000000u
 
 typedef struct hr_limits {
-    uint32_t max_model_len, max_num_seqs, max_num_batched_tokens, max_num_queued_reqs, page_tokens, n_pages, max_outputs;
-    uint32_t pages_per_sequence; /* of a sequence of max_model_len */
+    uint32_t max_model_len, max_num_seqs, max_num_batched_tokens, max_num_queued_reqs, page_tokens, n_pages,
+        max_outputs;
+    uint32_t pages_per_sequence;    /* of a sequence of max_model_len */
     uint64_t max_num_queued_tokens; /* UINT64_MAX: no limit */
     uint64_t queue_timeout_us;
 } hr_limits;

@@ -1,6 +1,6 @@
-/* Relaxed atomics and no lock: a scrape never stops the engine, and a snapshot may be a step old in one number and fresh in the
- * next. The count of a histogram is the sum of its buckets as read, so that cumulative counts and count always agree with each
- * other. Bounds are those that dashboards made for vLLM expect.
+/* Relaxed atomics and no lock: a scrape never stops the engine, and a snapshot may be a step old in one number and
+ * fresh in the next. The count of a histogram is the sum of its buckets as read, so that cumulative counts and count
+ * always agree with each other. Bounds are those that dashboards made for vLLM expect.
  */
 #include "engine/metrics.h"
 
@@ -8,7 +8,7 @@ static const double ttft_bounds[] = {.001, .005, .01, .02, .04, .06, .08, .1, .2
                                      1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
 static const double itl_bounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1, .15, .2, .3,
                                     .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
-static const double latency_bounds[] = {.3, .5, .8, 1,  1.5, 2,  2.5, 5,   10,  15,  20,
+static const double latency_bounds[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                         30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 static const double step_token_bounds[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
 
@@ -26,7 +26,7 @@ static void set_bounds(hr_histogram *histogram, const double *bounds, size_t n, 
 static void set_token_bounds(hr_histogram *histogram, uint32_t max_model_len)
 {
     static const uint64_t steps[] = {1, 2, 5};
-    uint64_t              decade = 1;
+    uint64_t decade = 1;
 
     histogram->scale = 1;
     histogram->n_bounds = 0;

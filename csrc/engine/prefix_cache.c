@@ -1,13 +1,13 @@
-/* The tree of prefixes is stored without a tree: page i has node i, which names its parent page. A lookup goes down page by
- * page through one hash table. The hash only chooses the bucket: a node matches if its parent is the very page found before,
- * and salt and token ids are equal. By induction the whole prefix is equal, so a collision can cost time and never return
- * foreign pages.
+/* The tree of prefixes is stored without a tree: page i has node i, which names its parent page. A lookup goes down
+ * page by page through one hash table. The hash only chooses the bucket: a node matches if its parent is the very page
+ * found before, and salt and token ids are equal. By induction the whole prefix is equal, so a collision can cost time
+ * and never return foreign pages.
  *
- * A parent's index must mean the same content as long as a child names it, so a parent may not go before its children. Whoever
- * holds a page holds all pages before it, and drops them last; therefore a parent becomes idle after each of its children, the
- * idle page used longest ago has none, and eviction is O(1) with no search for leaves. The one way to break this would be two
- * sequences that computed the same page twice and hang their next pages on different copies: publish gives the second one the
- * first one's page instead.
+ * A parent's index must mean the same content as long as a child names it, so a parent may not go before its children.
+ * Whoever holds a page holds all pages before it, and drops them last; therefore a parent becomes idle after each of
+ * its children, the idle page used longest ago has none, and eviction is O(1) with no search for leaves. The one way to
+ * break this would be two sequences that computed the same page twice and hang their next pages on different copies:
+ * publish gives the second one the first one's page instead.
  *
  * Why LRU and not frequency: the gain is the system prompt and the running conversation, both are touched each turn.
  */
@@ -107,7 +107,7 @@ static void make_busy(hr_prefix_cache *cache, uint32_t page)
 static void unpublish(hr_prefix_cache *cache, uint32_t page)
 {
     hr_cached_page *node = &cache->nodes[page];
-    uint32_t       *link = bucket_of(cache, node->hash);
+    uint32_t *link = bucket_of(cache, node->hash);
 
     HR_ASSERT(node->is_published && node->n_children == 0);
     while (*link != page)
@@ -151,7 +151,8 @@ void hr_prefix_cache_drop(hr_prefix_cache *cache, uint32_t page)
 }
 
 /* The published page with this content after `parent`, or HR_NO_PAGE. */
-static uint32_t find_page(const hr_prefix_cache *cache, uint64_t hash, uint64_t salt, uint32_t parent, const int32_t *ids)
+static uint32_t find_page(const hr_prefix_cache *cache, uint64_t hash, uint64_t salt, uint32_t parent,
+                          const int32_t *ids)
 {
     for (uint32_t page = *bucket_of(cache, hash); page != HR_NO_PAGE; page = cache->nodes[page].bucket_next) {
         const hr_cached_page *node = &cache->nodes[page];
@@ -183,11 +184,12 @@ uint32_t hr_prefix_cache_find(const hr_prefix_cache *cache, uint64_t salt, const
     return n;
 }
 
-uint32_t hr_prefix_cache_publish(hr_prefix_cache *cache, uint64_t salt, uint32_t parent, const int32_t *ids, uint32_t page)
+uint32_t hr_prefix_cache_publish(hr_prefix_cache *cache, uint64_t salt, uint32_t parent, const int32_t *ids,
+                                 uint32_t page)
 {
     hr_cached_page *node;
-    uint64_t        hash;
-    uint32_t        known;
+    uint64_t hash;
+    uint32_t known;
 
     /* A parent that was forgotten ends the chain: its children cannot be found either. */
     if (!cache->is_enabled || (parent != HR_NO_PAGE && !cache->nodes[parent].is_published))

@@ -1,12 +1,13 @@
 /* Both sides of a request's outbox, and the handle functions that need no engine.
  *
- * The outbox is not a ring. A sequence's ids are append-only and allocated at submit for the longest answer, so the consumer
- * simply reads them up to a published count: nothing is copied, nothing can overflow, and a consumer that does not come for a
- * minute costs nobody anything. The same holds for logprobs.
+ * The outbox is not a ring. A sequence's ids are append-only and allocated at submit for the longest answer, so the
+ * consumer simply reads them up to a published count: nothing is copied, nothing can overflow, and a consumer that does
+ * not come for a minute costs nobody anything. The same holds for logprobs.
  *
- * Memory order: published is stored with sequential consistency after everything it promises. The waiter announces itself
- * (n_waiters) before it looks at published once more, and the engine looks at n_waiters after it stored published; in a
- * single total order one of the two sees the other, so no wake-up is lost and no lock is taken when nobody waits.
+ * Memory order: published is stored with sequential consistency after everything it promises. The waiter announces
+ * itself (n_waiters) before it looks at published once more, and the engine looks at n_waiters after it stored
+ * published; in a single total order one of the two sees the other, so no wake-up is lost and no lock is taken when
+ * nobody waits.
  */
 #include "engine/request.h"
 
@@ -21,7 +22,7 @@
 static void set_sampling(hr_request *request, const hr_submit *submit)
 {
     const headrace_sampling *from = submit->sampling;
-    uint32_t                 n_stop_ids = 0;
+    uint32_t n_stop_ids = 0;
 
     if (!from->ignore_eos)
         for (; n_stop_ids < submit->n_eos_ids; n_stop_ids++)
@@ -52,8 +53,8 @@ static void set_sampling(hr_request *request, const hr_submit *submit)
     }
 }
 
-/* The memory of all choices. The blocks are not touched beyond the prompt, so an answer that ends early costs only what it
- * used. */
+/* The memory of all choices. The blocks are not touched beyond the prompt, so an answer that ends early costs only what
+ * it used. */
 static bool allocate(hr_request *request, const hr_submit *submit, const hr_request_sizes *sizes)
 {
     const headrace_sampling *sampling = submit->sampling;
@@ -102,7 +103,7 @@ static void set_choices(hr_request *request, const hr_submit *submit, const hr_r
 hr_request *hr_request_create(hr_engine *engine, const hr_submit *submit, const hr_request_sizes *sizes, uint64_t seed,
                               uint64_t serial, uint64_t now_us)
 {
-    hr_request        *request = calloc(1, sizeof *request);
+    hr_request *request = calloc(1, sizeof *request);
     pthread_condattr_t attributes;
 
     if (!request)
@@ -176,7 +177,7 @@ void hr_request_wake(hr_request *request)
 static bool choice_has_event(const hr_choice *choice)
 {
     uint64_t published = atomic_load(&choice->published);
-    bool     drops_tokens = atomic_load_explicit(&choice->is_stop_requested, memory_order_relaxed);
+    bool drops_tokens = atomic_load_explicit(&choice->is_stop_requested, memory_order_relaxed);
 
     return ((published & 1) && !choice->is_end_taken) || (published / 2 > choice->n_taken && !drops_tokens);
 }
@@ -198,9 +199,9 @@ static void put_end(hr_request *request, hr_choice *choice, bool is_stopped, hr_
 static bool take_from_choice(hr_request *request, uint32_t index, hr_token_event *event)
 {
     hr_choice *choice = &request->choices[index];
-    uint64_t   published = atomic_load(&choice->published);
-    uint32_t   n_tokens = (uint32_t)(published / 2);
-    bool       has_ended = published & 1, is_stopped;
+    uint64_t published = atomic_load(&choice->published);
+    uint32_t n_tokens = (uint32_t)(published / 2);
+    bool has_ended = published & 1, is_stopped;
 
     if (choice->is_end_taken)
         return false;
@@ -233,7 +234,8 @@ bool hr_request_take(hr_request *request, hr_token_event *event)
     for (uint32_t i = 0; i < request->n_choices; i++) {
         uint32_t index = request->cursor;
 
-        /* Choice by choice in turn: within a step all choices get one token, so this is the order in which they were made. */
+        /* Choice by choice in turn: within a step all choices get one token, so this is the order in which they were
+         * made. */
         request->cursor = index + 1 < request->n_choices ? index + 1 : 0;
         if (take_from_choice(request, index, event))
             return true;
@@ -251,10 +253,10 @@ static bool has_event(const hr_request *request)
 
 bool hr_request_wait(hr_request *request, uint64_t timeout_us)
 {
-    const uint64_t  second = 1000000, forever = UINT64_C(100) * 365 * 86400 * 1000000;
-    uint64_t        until = hr_now_us() + (timeout_us < forever ? timeout_us : forever);
+    const uint64_t second = 1000000, forever = UINT64_C(100) * 365 * 86400 * 1000000;
+    uint64_t until = hr_now_us() + (timeout_us < forever ? timeout_us : forever);
     struct timespec at = {.tv_sec = (time_t)(until / second), .tv_nsec = (long)(until % second * 1000)};
-    bool            found = has_event(request);
+    bool found = has_event(request);
 
     if (found || timeout_us == 0)
         return found;

@@ -2,18 +2,20 @@
  *
  *  1. every sequence that only waits for its next token gets its one row: a long prompt never delays a running answer;
  *  2. running sequences that are still in their prompt get chunks of it, first come first served, from the rows left;
- *  3. waiting sequences are admitted strictly in order while a slot, rows and pages last. The first that does not fit ends
- *     admission: letting smaller ones pass would starve it.
+ *  3. waiting sequences are admitted strictly in order while a slot, rows and pages last. The first that does not fit
+ * ends admission: letting smaller ones pass would starve it.
  *
- * Admission reserves the pages of everything that is already known (prompt, and output after a preemption); pages of the
- * answer are taken one by one, because reserving max_tokens would halve concurrency for answers that end early. When a running
- * sequence finds no page, the last in order gives up everything and waits again: recompute, not swap, because the prefix cache
- * usually still has its full pages. The first in order is never a victim, so it always finishes, and by induction everyone does:
- * no sequence may need more than the whole pool (refused at submit). A step that preempts admits nobody, or the pages just freed
- * would go round in a circle; for the same reason admission leaves a small reserve while others run.
+ * Admission reserves the pages of everything that is already known (prompt, and output after a preemption); pages of
+ * the answer are taken one by one, because reserving max_tokens would halve concurrency for answers that end early.
+ * When a running sequence finds no page, the last in order gives up everything and waits again: recompute, not swap,
+ * because the prefix cache usually still has its full pages. The first in order is never a victim, so it always
+ * finishes, and by induction everyone does: no sequence may need more than the whole pool (refused at submit). A step
+ * that preempts admits nobody, or the pages just freed would go round in a circle; for the same reason admission leaves
+ * a small reserve while others run.
  *
- * A sequence that resumes from cached pages starts warmup_rows before the end of the hit with a zero convolution state; those
- * rows write nothing (docs/design/prefix-cache.md). At least one token is left to run, since its logits are needed.
+ * A sequence that resumes from cached pages starts warmup_rows before the end of the hit with a zero convolution state;
+ * those rows write nothing (docs/design/prefix-cache.md). At least one token is left to run, since its logits are
+ * needed.
  */
 #include "engine/scheduler.h"
 
@@ -100,8 +102,7 @@ static void stop_running(hr_scheduler *scheduler, hr_sequence *sequence)
     while (scheduler->running[at] != sequence)
         at++;
     scheduler->n_running--;
-    memmove(&scheduler->running[at], &scheduler->running[at + 1],
-            (scheduler->n_running - at) * sizeof(hr_sequence *));
+    memmove(&scheduler->running[at], &scheduler->running[at + 1], (scheduler->n_running - at) * sizeof(hr_sequence *));
     while (sequence->n_pages > 0)
         hr_prefix_cache_drop(&scheduler->cache, sequence->pages[--sequence->n_pages]);
     hr_state_slots_give_back(&scheduler->slots, sequence->state_slot);
@@ -110,8 +111,8 @@ static void stop_running(hr_scheduler *scheduler, hr_sequence *sequence)
     sequence->place = HR_PLACE_NOWHERE;
 }
 
-/* The most pages a cached prefix may give: at least one token must still be run, and prompt positions whose logprobs are
- * wanted must be run too. */
+/* The most pages a cached prefix may give: at least one token must still be run, and prompt positions whose logprobs
+ * are wanted must be run too. */
 static uint32_t max_hit_pages(const hr_scheduler *scheduler, const hr_sequence *sequence)
 {
     uint32_t n_tokens = sequence->n_total - 1;
@@ -126,7 +127,8 @@ static uint32_t max_hit_pages(const hr_scheduler *scheduler, const hr_sequence *
 /* Below this a hit costs about as much in warm-up rows as it saves. */
 static bool is_worth_taking(const hr_scheduler *scheduler, uint32_t n_pages)
 {
-    return n_pages > 0 && (uint64_t)n_pages * scheduler->limits.page_tokens >= 2 * (uint64_t)scheduler->limits.warmup_rows;
+    return n_pages > 0 &&
+           (uint64_t)n_pages * scheduler->limits.page_tokens >= 2 * (uint64_t)scheduler->limits.warmup_rows;
 }
 
 /* Whether every prompt position that a sibling could take from the cache has been run. */
@@ -220,7 +222,7 @@ static bool plan_span(hr_scheduler *scheduler, hr_sequence *sequence)
     uint32_t start = sequence->next_row, rows_left = scheduler->limits.max_rows - plan->n_rows;
     uint32_t outputs_left = scheduler->limits.max_outputs - plan->n_outputs, n_rows = hr_sequence_rows_left(sequence);
     uint32_t score_first = 0, n_scores = 0;
-    bool     samples;
+    bool samples;
 
     if (n_rows > rows_left)
         n_rows = rows_left;
@@ -247,7 +249,7 @@ static bool plan_span(hr_scheduler *scheduler, hr_sequence *sequence)
         .first_row = plan->n_rows,
         .start = start,
         .n_rows = n_rows,
-        .n_warmup = sequence->warmup_end <= start            ? 0
+        .n_warmup = sequence->warmup_end <= start           ? 0
                     : sequence->warmup_end - start < n_rows ? sequence->warmup_end - start
                                                             : n_rows,
         .is_fresh = sequence->is_fresh,
@@ -271,8 +273,8 @@ static void preempt_last(hr_scheduler *scheduler)
     scheduler->n_preemptions++;
 }
 
-/* Makes sure that the position of the next row has a page, at the expense of those later in order. False: the sequence was the
- * last itself and is preempted. */
+/* Makes sure that the position of the next row has a page, at the expense of those later in order. False: the sequence
+ * was the last itself and is preempted. */
 static bool take_answer_page(hr_scheduler *scheduler, hr_sequence *sequence)
 {
     while (hr_pages_for(sequence->n_total, scheduler->limits.page_tokens) > sequence->n_pages) {
@@ -302,12 +304,12 @@ static uint32_t count_idle(const hr_scheduler *scheduler, const uint32_t *pages,
 static bool admit(hr_scheduler *scheduler, hr_sequence *sequence)
 {
     const uint32_t page_tokens = scheduler->limits.page_tokens, warmup = scheduler->limits.warmup_rows;
-    uint32_t       n_needed = hr_pages_for(sequence->n_total, page_tokens), n_hit, reserve = 0;
-    uint32_t       available = hr_prefix_cache_available(&scheduler->cache), hit_max = max_hit_pages(scheduler, sequence);
+    uint32_t n_needed = hr_pages_for(sequence->n_total, page_tokens), n_hit, reserve = 0;
+    uint32_t available = hr_prefix_cache_available(&scheduler->cache), hit_max = max_hit_pages(scheduler, sequence);
 
     if (scheduler->n_running > 0)
         reserve = scheduler->n_running < scheduler->limits.n_pages / 16 ? scheduler->n_running
-                                                                         : scheduler->limits.n_pages / 16;
+                                                                        : scheduler->limits.n_pages / 16;
     if (available < reserve + (n_needed - hit_max))
         return false; /* not even with the longest possible hit */
     n_hit = hr_prefix_cache_find(&scheduler->cache, sequence->cache_salt, sequence->ids, hit_max, sequence->pages);
@@ -371,7 +373,7 @@ const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler)
 void hr_scheduler_commit(hr_scheduler *scheduler, const hr_planned_span *span)
 {
     const uint32_t page_tokens = scheduler->limits.page_tokens;
-    hr_sequence   *sequence = span->sequence;
+    hr_sequence *sequence = span->sequence;
 
     HR_ASSERT(sequence->place == HR_PLACE_RUNNING && sequence->next_row == span->start);
     sequence->next_row += span->n_rows;

@@ -1,7 +1,7 @@
 /* Who runs next: (queues, budgets, pages) -> rows of the next batch.
  *
- * Pure: no clock, no I/O, no allocation after init, no threads. The same calls in the same order give the same plans, so that
- * a seeded simulation can drive it for a million steps. Time enters only through hr_sequence.order_key.
+ * Pure: no clock, no I/O, no allocation after init, no threads. The same calls in the same order give the same plans,
+ * so that a seeded simulation can drive it for a million steps. Time enters only through hr_sequence.order_key.
  *
  * Use: add sequences; then step by step plan, run the plan, commit each of its spans, append the sampled ids
  * (hr_sequence_accept), remove what ended.
@@ -14,42 +14,43 @@
 #include "engine/state_slots.h"
 
 typedef struct hr_scheduler_limits {
-    uint32_t max_rows;     /* rows a step, warm-up rows included; >= max_seqs */
-    uint32_t max_outputs;  /* rows a step whose logits are wanted; >= max_seqs */
-    uint32_t max_seqs;     /* running at once; also the number of state slots */
+    uint32_t max_rows;    /* rows a step, warm-up rows included; >= max_seqs */
+    uint32_t max_outputs; /* rows a step whose logits are wanted; >= max_seqs */
+    uint32_t max_seqs;    /* running at once; also the number of state slots */
     uint32_t n_pages;
-    uint32_t page_tokens;  /* P */
-    uint32_t warmup_rows;  /* W, hr_arch_warmup_rows */
-    bool     prefix_caching;
+    uint32_t page_tokens; /* P */
+    uint32_t warmup_rows; /* W, hr_arch_warmup_rows */
+    bool prefix_caching;
     hr_prefix_hash_fn hash; /* NULL: the built-in one */
 } hr_scheduler_limits;
 
 /* Consecutive rows of one sequence in the next batch. */
 typedef struct hr_planned_span {
     hr_sequence *sequence;
-    uint32_t     first_row; /* in the batch */
-    uint32_t     start, n_rows, n_warmup;
-    bool         is_fresh;
-    uint32_t     first_output, score_first, n_scores; /* prompt positions score_first .. whose next id's logprob is wanted */
-    bool         samples; /* the last row's logits give the next token; its output follows the scores */
+    uint32_t first_row; /* in the batch */
+    uint32_t start, n_rows, n_warmup;
+    bool is_fresh;
+    uint32_t first_output, score_first,
+        n_scores; /* prompt positions score_first .. whose next id's logprob is wanted */
+    bool samples; /* the last row's logits give the next token; its output follows the scores */
 } hr_planned_span;
 
 typedef struct hr_plan {
     hr_planned_span *spans; /* [max_seqs]; decode rows first, then prefill chunks */
-    uint32_t         n_spans, n_rows, n_outputs, n_page_refs;
+    uint32_t n_spans, n_rows, n_outputs, n_page_refs;
 } hr_plan;
 
 /* Owned by the engine thread. */
 typedef struct hr_scheduler {
     hr_scheduler_limits limits;
-    hr_kv_pages         pages;
-    hr_prefix_cache     cache;
-    hr_state_slots      slots;
-    hr_plan             plan;
-    hr_sequence       **running; /* [max_seqs], in order */
-    uint32_t            n_running, n_waiting, n_held;
-    hr_sequence        *waiting_first, *waiting_last; /* in order */
-    uint64_t            n_preemptions, prefix_queries, prefix_hits; /* the latter two in tokens */
+    hr_kv_pages pages;
+    hr_prefix_cache cache;
+    hr_state_slots slots;
+    hr_plan plan;
+    hr_sequence **running; /* [max_seqs], in order */
+    uint32_t n_running, n_waiting, n_held;
+    hr_sequence *waiting_first, *waiting_last;           /* in order */
+    uint64_t n_preemptions, prefix_queries, prefix_hits; /* the latter two in tokens */
 } hr_scheduler;
 
 /* False: no memory. */
@@ -63,8 +64,8 @@ void hr_scheduler_remove(hr_scheduler *scheduler, hr_sequence *sequence);
 /* Removes a sequence whose numbers turned out bad: its pages are not left for others to find. */
 void hr_scheduler_remove_bad(hr_scheduler *scheduler, hr_sequence *sequence);
 
-/* The next batch. Never empty while there is a sequence. Valid until the next call. May preempt: the victim waits again with
- * its ids kept and its computation forgotten. */
+/* The next batch. Never empty while there is a sequence. Valid until the next call. May preempt: the victim waits again
+ * with its ids kept and its computation forgotten. */
 const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler);
 /* The span was run: advances its sequence and publishes full pages. */
 void hr_scheduler_commit(hr_scheduler *scheduler, const hr_planned_span *span);

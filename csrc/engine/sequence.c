@@ -1,6 +1,6 @@
-/* A sequence is append-only: ids are never taken back, so whoever reads the first n of them (a consumer on another thread, a
- * recomputation after preemption, a sibling) needs no copy and no lock. Preemption changes only how far the computation is
- * (next_row), never what was said.
+/* A sequence is append-only: ids are never taken back, so whoever reads the first n of them (a consumer on another
+ * thread, a recomputation after preemption, a sibling) needs no copy and no lock. Preemption changes only how far the
+ * computation is (next_row), never what was said.
  */
 #include "engine/sequence.h"
 

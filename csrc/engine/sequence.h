@@ -20,36 +20,37 @@ typedef enum hr_place {
 typedef struct hr_sequence hr_sequence;
 struct hr_sequence {
     /* Set before the scheduler sees it, then constant. */
-    uint32_t           n_prompt;
-    uint32_t           capacity;  /* n_prompt + max_tokens */
-    int32_t           *ids;       /* [capacity], prompt, then output; append-only; owned by the request */
-    uint32_t          *pages;     /* [ceil(capacity / P)], the page table; owned by the request */
+    uint32_t n_prompt;
+    uint32_t capacity; /* n_prompt + max_tokens */
+    int32_t *ids;      /* [capacity], prompt, then output; append-only; owned by the request */
+    uint32_t *pages;   /* [ceil(capacity / P)], the page table; owned by the request */
     hr_sampling_params sampling;
-    int32_t            n_logprobs, n_prompt_logprobs; /* -1: none */
-    uint64_t           cache_salt;
-    int64_t            order_key; /* hr_order_key; lower runs first */
-    uint64_t           serial;    /* breaks ties, unique */
-    hr_sequence       *leader;    /* choice 0 of the request, or NULL; the scheduler forgets it when it releases the sibling */
-    void              *owner;
+    int32_t n_logprobs, n_prompt_logprobs; /* -1: none */
+    uint64_t cache_salt;
+    int64_t order_key;   /* hr_order_key; lower runs first */
+    uint64_t serial;     /* breaks ties, unique */
+    hr_sequence *leader; /* choice 0 of the request, or NULL; the scheduler forgets it when it releases the sibling */
+    void *owner;
 
     /* The scheduler's, from here on. */
-    hr_place     place;
-    hr_sequence *prev, *next; /* in the waiting list; next alone among held siblings */
+    hr_place place;
+    hr_sequence *prev, *next;            /* in the waiting list; next alone among held siblings */
     hr_sequence *held_first, *held_last; /* siblings that wait for this leader */
-    uint32_t     n_total;     /* ids known: prompt and output so far */
-    uint32_t     next_row;    /* position of the next row to run */
-    uint32_t     warmup_end;  /* rows below it write no keys and values */
-    bool         is_fresh;    /* the next row starts from a zero convolution state */
-    uint32_t     n_pages;     /* page table entries in use */
-    uint32_t     n_published; /* full pages already offered to the prefix cache */
-    uint32_t     n_scored;    /* prompt logprobs delivered */
-    uint32_t     n_cached_tokens; /* prompt tokens taken from the cache at the first admission */
-    uint32_t     state_slot;
-    bool         was_admitted;
+    uint32_t n_total;                    /* ids known: prompt and output so far */
+    uint32_t next_row;                   /* position of the next row to run */
+    uint32_t warmup_end;                 /* rows below it write no keys and values */
+    bool is_fresh;                       /* the next row starts from a zero convolution state */
+    uint32_t n_pages;                    /* page table entries in use */
+    uint32_t n_published;                /* full pages already offered to the prefix cache */
+    uint32_t n_scored;                   /* prompt logprobs delivered */
+    uint32_t n_cached_tokens;            /* prompt tokens taken from the cache at the first admission */
+    uint32_t state_slot;
+    bool was_admitted;
 };
 
-/* Where a request stands in line: arrival time plus priority, as time. It does not depend on the present, so the order of two
- * requests never changes, and it ages: one that waited long enough comes before every newer one whatever its priority. */
+/* Where a request stands in line: arrival time plus priority, as time. It does not depend on the present, so the order
+ * of two requests never changes, and it ages: one that waited long enough comes before every newer one whatever its
+ * priority. */
 int64_t hr_order_key(int32_t priority, uint64_t arrival_us);
 
 /* Whether a runs before b. */

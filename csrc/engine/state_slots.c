@@ -1,5 +1,5 @@
-/* A slot's content is never cleared here: the first span of a sequence says is_fresh and the backend starts from zero, so that
- * taking a slot costs nothing. */
+/* A slot's content is never cleared here: the first span of a sequence says is_fresh and the backend starts from zero,
+ * so that taking a slot costs nothing. */
 #include "engine/state_slots.h"
 
 #include "base/status.h"

@@ -1,11 +1,11 @@
 /* The engine thread. One turn: take the news, end what has to end, plan, run, hand out tokens, tell the readers.
  *
- * Every request that was let in ends exactly once, on this thread, through end_choice: with its answer, or because it was
- * cancelled, waited too long, produced bad logits, the backend failed, or the engine closes. Readers are told after the step,
- * when nothing is held that they could need.
+ * Every request that was let in ends exactly once, on this thread, through end_choice: with its answer, or because it
+ * was cancelled, waited too long, produced bad logits, the backend failed, or the engine closes. Readers are told after
+ * the step, when nothing is held that they could need.
  *
- * With no sequences the thread sleeps in the inbox; with any it always has rows to run (scheduler.c), so it never spins.
- * No memory is allocated here.
+ * With no sequences the thread sleeps in the inbox; with any it always has rows to run (scheduler.c), so it never
+ * spins. No memory is allocated here.
  */
 #include "engine/engine_state.h"
 
@@ -92,7 +92,7 @@ static uint64_t since(uint64_t then, uint64_t now)
 static void finish_request(hr_engine *engine, hr_request *request, uint64_t now)
 {
     hr_metrics *metrics = &engine->metrics;
-    uint64_t    started = atomic_load(&request->started_us), first = atomic_load(&request->first_token_us);
+    uint64_t started = atomic_load(&request->started_us), first = atomic_load(&request->first_token_us);
 
     atomic_store(&request->finished_us, now);
     hr_histogram_add(&metrics->e2e, since(atomic_load(&request->submitted_us), now));
@@ -149,7 +149,8 @@ static void end_everything(hr_engine *engine, const headrace_error *error)
 static void fail_backend(hr_engine *engine, const headrace_error *cause)
 {
     engine->is_dead = true;
-    (void)hr_fail(&engine->failure, HEADRACE_E_ENGINE, "the %s backend failed: %.800s", engine->ops->name, cause->message);
+    (void)hr_fail(&engine->failure, HEADRACE_E_ENGINE, "the %s backend failed: %.800s", engine->ops->name,
+                  cause->message);
     atomic_store(&engine->metrics.is_healthy, false);
     hr_inbox_fail(&engine->inbox);
     hr_log(HEADRACE_LOG_ERROR, "engine: %s", engine->failure.message);
@@ -217,18 +218,19 @@ static bool take_news(hr_engine *engine)
 
 static void end_overdue(hr_engine *engine)
 {
-    uint64_t       now = hr_now_us();
+    uint64_t now = hr_now_us();
     headrace_error error = {0};
 
     while (engine->queued_first) {
         hr_request *request = engine->queued_first;
-        uint64_t    waited = since(atomic_load(&request->submitted_us), now);
+        uint64_t waited = since(atomic_load(&request->submitted_us), now);
 
         if (waited < engine->limits.queue_timeout_us)
             break;
-        (void)hr_fail(&error, HEADRACE_E_QUEUE_FULL,
-                      "queue full: the request waited %.1f s without being started, the limit is %.1f s: try again later",
-                      (double)waited * 1e-6, (double)engine->limits.queue_timeout_us * 1e-6);
+        (void)hr_fail(
+            &error, HEADRACE_E_QUEUE_FULL,
+            "queue full: the request waited %.1f s without being started, the limit is %.1f s: try again later",
+            (double)waited * 1e-6, (double)engine->limits.queue_timeout_us * 1e-6);
         hr_count(&engine->metrics.rejected_queue_timeout, 1);
         end_with_error(engine, request, &error, now);
     }
@@ -240,7 +242,7 @@ static void note_starts(hr_engine *engine, const hr_plan *plan, uint64_t now)
 {
     for (uint32_t i = 0; i < plan->n_spans; i++) {
         hr_sequence *sequence = plan->spans[i].sequence;
-        hr_request  *request = sequence->owner;
+        hr_request *request = sequence->owner;
 
         if (!request->is_queued)
             continue;
@@ -281,9 +283,9 @@ static void note_token(hr_engine *engine, hr_request *request, hr_choice *choice
 
 static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *sample, uint64_t now)
 {
-    hr_sequence    *sequence = &choice->sequence;
-    hr_request     *request = sequence->owner;
-    int32_t         stop_id;
+    hr_sequence *sequence = &choice->sequence;
+    hr_request *request = sequence->owner;
+    int32_t stop_id;
     headrace_finish finish;
 
     if (choice->logprobs)
@@ -299,8 +301,8 @@ static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *s
 
 static void apply_span(hr_engine *engine, const hr_planned_span *span, uint64_t now)
 {
-    hr_choice       *choice = choice_of(span->sequence);
-    hr_request      *request = span->sequence->owner;
+    hr_choice *choice = choice_of(span->sequence);
+    hr_request *request = span->sequence->owner;
     const hr_sample *samples = engine->batch->samples + span->first_output;
 
     if (choice->has_ended) /* with a sibling of this step */
@@ -323,9 +325,9 @@ static void apply_span(hr_engine *engine, const hr_planned_span *span, uint64_t 
 
 static void run_step(hr_engine *engine)
 {
-    uint64_t        begin = hr_now_us(), end;
-    const hr_plan  *plan = hr_scheduler_plan(&engine->scheduler);
-    headrace_error  error = {0};
+    uint64_t begin = hr_now_us(), end;
+    const hr_plan *plan = hr_scheduler_plan(&engine->scheduler);
+    headrace_error error = {0};
     headrace_status status;
 
     HR_ASSERT(plan->n_rows > 0);
@@ -349,7 +351,7 @@ static void run_step(hr_engine *engine)
 static void update_gauges(hr_engine *engine)
 {
     const hr_scheduler *scheduler = &engine->scheduler;
-    hr_metrics         *metrics = &engine->metrics;
+    hr_metrics *metrics = &engine->metrics;
 
     atomic_store_explicit(&metrics->n_running, scheduler->n_running, memory_order_relaxed);
     atomic_store_explicit(&metrics->n_waiting, scheduler->n_waiting + scheduler->n_held, memory_order_relaxed);
@@ -416,7 +418,7 @@ static void deliver(hr_engine *engine)
 
 void *hr_engine_main(void *argument)
 {
-    hr_engine     *engine = argument;
+    hr_engine *engine = argument;
     headrace_error closed = {0};
 
     while (take_news(engine)) {

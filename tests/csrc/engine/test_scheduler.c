@@ -1,0 +1,451 @@
+/* Single decisions of the scheduler, one fact a case. The long run is test_scheduler_simulation.c. */
+#include "engine/scheduler.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+enum { LEN = 400, N_SEQUENCES = 12 };
+
+typedef struct bench {
+    hr_scheduler scheduler;
+    hr_sequence sequences[N_SEQUENCES];
+    int32_t ids[N_SEQUENCES][LEN];
+    uint32_t pages[N_SEQUENCES][LEN];
+    uint32_t scratch[512];
+    uint32_t n;
+} bench;
+
+static bench b;
+
+static const hr_scheduler_limits usual = {
+    .max_rows = 16, .max_outputs = 16, .max_seqs = 4, .n_pages = 100, .page_tokens = 4, .prefix_caching = true};
+
+static void open_bench(const hr_scheduler_limits *limits)
+{
+    memset(&b, 0, sizeof b);
+    assert_true(hr_scheduler_init(&b.scheduler, limits));
+}
+
+static void close_bench(void)
+{
+    for (uint32_t i = 0; i < b.n; i++)
+        hr_scheduler_remove(&b.scheduler, &b.sequences[i]);
+    assert_null(hr_scheduler_check(&b.scheduler, b.scratch));
+    assert_int_equal(b.scheduler.pages.n_held, 0);
+    hr_scheduler_deinit(&b.scheduler);
+}
+
+/* A sequence whose prompt counts up from `first_id`. */
+static hr_sequence *add_at(uint32_t n_prompt, uint32_t max_tokens, int32_t first_id, int64_t order_key,
+                           hr_sequence *leader, int32_t n_prompt_logprobs)
+{
+    hr_sequence *s = &b.sequences[b.n];
+
+    *s = (hr_sequence){.n_prompt = n_prompt,
+                       .capacity = n_prompt + max_tokens,
+                       .ids = b.ids[b.n],
+                       .pages = b.pages[b.n],
+                       .n_logprobs = -1,
+                       .n_prompt_logprobs = n_prompt_logprobs,
+                       .order_key = order_key,
+                       .serial = b.n,
+                       .leader = leader};
+    for (uint32_t i = 0; i < n_prompt; i++)
+        s->ids[i] = first_id + (int32_t)i;
+    b.n++;
+    hr_sequence_start(s);
+    hr_scheduler_add(&b.scheduler, s);
+    return s;
+}
+
+static hr_sequence *add(uint32_t n_prompt, uint32_t max_tokens)
+{
+    return add_at(n_prompt, max_tokens, (int32_t)b.n * 1000, b.n, NULL, -1);
+}
+
+/* Plans, and does what a step does: every sampling sequence says id 5 and ends at its capacity. Returns the plan. */
+static const hr_plan *run_step(void)
+{
+    const hr_plan *plan = hr_scheduler_plan(&b.scheduler);
+
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        int32_t stop_id;
+
+        hr_scheduler_commit(&b.scheduler, &plan->spans[i]);
+        if (plan->spans[i].samples && hr_sequence_accept(plan->spans[i].sequence, 5, &stop_id) != HEADRACE_FINISH_NONE)
+            hr_scheduler_remove(&b.scheduler, plan->spans[i].sequence);
+    }
+    assert_null(hr_scheduler_check(&b.scheduler, b.scratch));
+    return plan;
+}
+
+static const hr_planned_span *span_of(const hr_plan *plan, const hr_sequence *sequence)
+{
+    for (uint32_t i = 0; i < plan->n_spans; i++)
+        if (plan->spans[i].sequence == sequence)
+            return &plan->spans[i];
+    return NULL;
+}
+
+static void a_decode_row_is_never_starved_by_a_long_prompt(void **state)
+{
+    hr_sequence *answering, *reading;
+    const hr_plan *plan;
+
+    (void)state;
+    open_bench(&usual);
+    answering = add(3, 50);
+    (void)run_step();
+    reading = add(100, 1);
+    for (uint32_t i = 0; i < 6; i++) {
+        plan = run_step();
+        assert_ptr_equal(plan->spans[0].sequence, answering);
+        assert_int_equal(plan->spans[0].n_rows, 1);
+        assert_int_equal(span_of(plan, reading)->n_rows, 15);
+    }
+    close_bench();
+}
+
+static void one_step_holds_chunks_of_several_prompts(void **state)
+{
+    hr_sequence *first, *second, *third;
+    const hr_plan *plan;
+
+    (void)state;
+    open_bench(&usual);
+    first = add(5, 2);
+    second = add(4, 2);
+    third = add(30, 2);
+    plan = run_step();
+    assert_int_equal(plan->n_rows, 16);
+    assert_true(span_of(plan, first)->samples && span_of(plan, second)->samples);
+    assert_int_equal(span_of(plan, third)->n_rows, 7);
+    assert_false(span_of(plan, third)->samples);
+    close_bench();
+}
+
+static void requests_start_in_the_order_of_arrival(void **state)
+{
+    hr_scheduler_limits one = usual;
+    hr_sequence *in_order[4];
+
+    (void)state;
+    one.max_seqs = 1;
+    open_bench(&one);
+    for (uint32_t i = 0; i < 4; i++)
+        in_order[i] = add(4, 2);
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t k = 0; k < 2; k++)
+            assert_ptr_equal(run_step()->spans[0].sequence, in_order[i]);
+    close_bench();
+}
+
+static void a_lower_priority_number_starts_first_until_the_other_has_aged(void **state)
+{
+    hr_scheduler_limits one = usual;
+    const uint64_t second = 1000000;
+    hr_sequence *running, *patient, *urgent, *late_urgent;
+
+    (void)state;
+    one.max_seqs = 1;
+    open_bench(&one);
+    running = add_at(4, 1, 0, hr_order_key(0, 0), NULL, -1);
+    patient = add_at(4, 1, 100, hr_order_key(1, 1 * second), NULL, -1);
+    urgent = add_at(4, 1, 200, hr_order_key(0, 5 * second), NULL, -1);
+    late_urgent = add_at(4, 1, 300, hr_order_key(0, 12 * second), NULL, -1);
+    assert_ptr_equal(run_step()->spans[0].sequence, running);
+    assert_ptr_equal(run_step()->spans[0].sequence, urgent);
+    assert_ptr_equal(run_step()->spans[0].sequence, patient);
+    assert_ptr_equal(run_step()->spans[0].sequence, late_urgent);
+    assert_true(hr_order_key(INT32_MAX, 0) < hr_order_key(0, 1001 * second)); /* nobody waits for ever */
+    assert_true(hr_order_key(INT32_MIN, 0) < hr_order_key(-1, 0));
+    close_bench();
+}
+
+static void a_small_request_does_not_pass_a_big_one_that_waits_for_pages(void **state)
+{
+    hr_scheduler_limits few = usual;
+    hr_sequence *big, *small;
+    const hr_plan *plan;
+
+    (void)state;
+    few.n_pages = 10;
+    open_bench(&few);
+    (void)add(15, 10); /* 4 pages, later 7 */
+    big = add(30, 2);  /* 8 pages */
+    small = add(2, 2); /* 1 page */
+    while (big->place == HR_PLACE_WAITING) {
+        plan = run_step();
+        assert_null(span_of(plan, small));
+    }
+    close_bench();
+}
+
+static void when_pages_run_out_the_youngest_is_preempted_and_keeps_its_ids(void **state)
+{
+    hr_scheduler_limits few = usual;
+    hr_sequence *old, *young;
+    uint32_t n_said;
+
+    (void)state;
+    few.n_pages = 6;
+    few.prefix_caching = false;
+    open_bench(&few);
+    old = add(7, 14);
+    young = add(6, 14);
+    while (b.scheduler.n_preemptions == 0)
+        (void)run_step();
+    assert_int_equal(old->place, HR_PLACE_RUNNING);
+    assert_int_equal(young->place, HR_PLACE_WAITING);
+    assert_int_equal(young->next_row, 0);
+    n_said = hr_sequence_n_output(young);
+    assert_true(n_said > 0);
+    while (young->place == HR_PLACE_WAITING)
+        (void)run_step();
+    assert_int_equal(old->place, HR_PLACE_NOWHERE); /* it ended first */
+    while (young->place != HR_PLACE_NOWHERE)
+        (void)run_step();
+    assert_int_equal(young->n_total, 20);
+    close_bench();
+}
+
+static void no_one_is_admitted_in_a_step_that_preempts(void **state)
+{
+    hr_scheduler_limits few = usual;
+    uint64_t before;
+
+    (void)state;
+    few.n_pages = 6;
+    open_bench(&few);
+    (void)add(7, 14);
+    (void)add(6, 14);
+    (void)add(1, 1);
+    for (uint32_t i = 0; i < 60 && hr_scheduler_n_sequences(&b.scheduler) > 0; i++) {
+        const hr_plan *plan;
+
+        before = b.scheduler.n_preemptions;
+        plan = run_step();
+        for (uint32_t k = 0; k < plan->n_spans && b.scheduler.n_preemptions > before; k++)
+            assert_false(plan->spans[k].is_fresh);
+    }
+    close_bench();
+}
+
+static void a_hit_ends_at_a_page_border_and_runs_warm_up_rows_first(void **state)
+{
+    hr_scheduler_limits warm = usual;
+    hr_sequence *first, *second;
+    const hr_plan *plan;
+
+    (void)state;
+    warm.warmup_rows = 3;
+    warm.max_rows = 64;
+    open_bench(&warm);
+    first = add_at(18, 1, 0, 0, NULL, -1);
+    (void)run_step();
+    assert_int_equal(first->place, HR_PLACE_NOWHERE);
+    second = add_at(18, 1, 0, 1, NULL, -1);
+    plan = run_step();
+    assert_int_equal(second->n_cached_tokens, 16);
+    assert_int_equal(plan->spans[0].start, 13);
+    assert_int_equal(plan->spans[0].n_warmup, 3);
+    assert_int_equal(plan->spans[0].n_rows, 5);
+    assert_true(plan->spans[0].is_fresh);
+    assert_int_equal(b.scheduler.prefix_hits, 16);
+    assert_int_equal(b.scheduler.prefix_queries, 36);
+    close_bench();
+}
+
+static void at_least_one_token_is_left_to_run(void **state)
+{
+    hr_sequence *second;
+
+    (void)state;
+    open_bench(&usual);
+    (void)add_at(16, 1, 0, 0, NULL, -1);
+    (void)run_step();
+    second = add_at(16, 1, 0, 1, NULL, -1);
+    assert_int_equal(run_step()->n_rows, 4);
+    assert_int_equal(second->n_cached_tokens, 12);
+    close_bench();
+}
+
+static void hits_shorter_than_twice_the_warm_up_are_not_taken(void **state)
+{
+    static const struct {
+        uint32_t warmup, taken;
+    } cases[] = {{5, 12}, {6, 12}, {7, 0}, {13, 0}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        hr_scheduler_limits warm = usual;
+        hr_sequence *second;
+
+        warm.warmup_rows = cases[i].warmup;
+        open_bench(&warm);
+        (void)add_at(14, 1, 0, 0, NULL, -1);
+        (void)run_step();
+        second = add_at(14, 1, 0, 1, NULL, -1);
+        (void)run_step();
+        assert_int_equal(second->n_cached_tokens, cases[i].taken);
+        close_bench();
+    }
+}
+
+static void warm_up_rows_may_fill_more_than_a_step(void **state)
+{
+    hr_scheduler_limits warm = usual;
+    const hr_plan *plan;
+
+    (void)state;
+    warm.warmup_rows = 10;
+    warm.max_rows = 4;
+    open_bench(&warm);
+    (void)add_at(25, 1, 0, 0, NULL, -1);
+    while (hr_scheduler_n_sequences(&b.scheduler) > 0)
+        (void)run_step();
+    (void)add_at(25, 1, 0, 1, NULL, -1);
+    for (uint32_t i = 0; i < 3; i++) {
+        plan = run_step();
+        assert_int_equal(plan->spans[0].start, 14 + 4 * i);
+        assert_int_equal(plan->spans[0].n_warmup, i < 2 ? 4 : 2);
+        assert_int_equal(plan->spans[0].is_fresh, i == 0);
+    }
+    assert_true(plan->spans[0].n_rows == 3 && plan->spans[0].samples);
+    close_bench();
+}
+
+static void prompt_logprobs_run_every_prompt_row_under_the_output_budget(void **state)
+{
+    hr_scheduler_limits narrow = usual;
+    hr_sequence *scoring;
+    uint32_t n_scores = 0;
+
+    (void)state;
+    narrow.max_outputs = 5;
+    open_bench(&narrow);
+    (void)add_at(18, 1, 0, 0, NULL, -1);
+    while (hr_scheduler_n_sequences(&b.scheduler) > 0)
+        (void)run_step();
+    scoring = add_at(18, 1, 0, 1, NULL, 2);
+    while (scoring->place != HR_PLACE_NOWHERE) {
+        const hr_plan *plan = run_step();
+
+        assert_true(plan->n_outputs <= 5);
+        n_scores += plan->spans[0].n_scores;
+    }
+    assert_int_equal(n_scores, 17);
+    assert_int_equal(scoring->n_cached_tokens, 0);
+    close_bench();
+}
+
+static void siblings_wait_for_the_leaders_prompt_and_then_share_its_pages(void **state)
+{
+    hr_sequence *leader, *siblings[2];
+
+    (void)state;
+    open_bench(&usual);
+    leader = add_at(40, 4, 0, 0, NULL, -1);
+    for (uint32_t i = 0; i < 2; i++)
+        siblings[i] = add_at(40, 4, 0, 0, leader, -1);
+    (void)run_step();
+    (void)run_step();
+    assert_int_equal(siblings[0]->place, HR_PLACE_HELD);
+    assert_int_equal(b.scheduler.n_held, 2);
+    (void)run_step();
+    assert_int_equal(siblings[0]->place, HR_PLACE_WAITING);
+    (void)run_step();
+    for (uint32_t i = 0; i < 2; i++) {
+        assert_int_equal(siblings[i]->n_cached_tokens, 36);
+        assert_int_equal(siblings[i]->pages[8], leader->pages[8]);
+        assert_int_equal(siblings[i]->pages[9], leader->pages[9]); /* computed twice, kept once */
+    }
+    (void)run_step();
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_not_equal(siblings[i]->pages[10], leader->pages[10]); /* answers differ */
+    close_bench();
+}
+
+static void siblings_go_on_without_a_leader_that_was_cancelled(void **state)
+{
+    hr_sequence *leader, *stays, *leaves;
+
+    (void)state;
+    open_bench(&usual);
+    leader = add_at(40, 4, 0, 0, NULL, -1);
+    leaves = add_at(40, 4, 0, 0, leader, -1);
+    stays = add_at(40, 4, 0, 0, leader, -1);
+    hr_scheduler_remove(&b.scheduler, leaves);
+    assert_int_equal(b.scheduler.n_held, 1);
+    hr_scheduler_remove(&b.scheduler, leader);
+    assert_int_equal(stays->place, HR_PLACE_WAITING);
+    assert_ptr_equal(run_step()->spans[0].sequence, stays);
+    close_bench();
+}
+
+static void a_removed_bad_sequence_leaves_nothing_in_the_cache(void **state)
+{
+    hr_sequence *bad, *next;
+
+    (void)state;
+    open_bench(&usual);
+    bad = add_at(14, 4, 0, 0, NULL, -1);
+    (void)run_step();
+    assert_int_equal(b.scheduler.cache.n_published, 3);
+    hr_scheduler_remove_bad(&b.scheduler, bad);
+    assert_int_equal(b.scheduler.cache.n_published, 0);
+    next = add_at(14, 4, 0, 1, NULL, -1);
+    (void)run_step();
+    assert_int_equal(next->n_cached_tokens, 0);
+    close_bench();
+}
+
+static void answers_end_at_stop_ids_but_not_before_min_tokens(void **state)
+{
+    static int32_t ids[8];
+    const int32_t stop_ids[] = {9, 4};
+    hr_sequence s = {.n_prompt = 1, .capacity = 6, .ids = ids};
+    int32_t stop_id;
+
+    (void)state;
+    s.sampling.stop_ids = stop_ids;
+    s.sampling.n_stop_ids = 2;
+    s.sampling.min_tokens = 2;
+    hr_sequence_start(&s);
+    assert_int_equal(hr_sequence_accept(&s, 4, &stop_id), HEADRACE_FINISH_NONE);
+    assert_int_equal(hr_sequence_accept(&s, 3, &stop_id), HEADRACE_FINISH_NONE);
+    assert_int_equal(hr_sequence_accept(&s, 4, &stop_id), HEADRACE_FINISH_STOP);
+    assert_int_equal(stop_id, 4);
+    hr_sequence_start(&s);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_int_equal(hr_sequence_accept(&s, 1, &stop_id), HEADRACE_FINISH_NONE);
+    assert_int_equal(hr_sequence_accept(&s, 1, &stop_id), HEADRACE_FINISH_LENGTH);
+    assert_int_equal(stop_id, -1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_decode_row_is_never_starved_by_a_long_prompt),
+        cmocka_unit_test(one_step_holds_chunks_of_several_prompts),
+        cmocka_unit_test(requests_start_in_the_order_of_arrival),
+        cmocka_unit_test(a_lower_priority_number_starts_first_until_the_other_has_aged),
+        cmocka_unit_test(a_small_request_does_not_pass_a_big_one_that_waits_for_pages),
+        cmocka_unit_test(when_pages_run_out_the_youngest_is_preempted_and_keeps_its_ids),
+        cmocka_unit_test(no_one_is_admitted_in_a_step_that_preempts),
+        cmocka_unit_test(a_hit_ends_at_a_page_border_and_runs_warm_up_rows_first),
+        cmocka_unit_test(at_least_one_token_is_left_to_run),
+        cmocka_unit_test(hits_shorter_than_twice_the_warm_up_are_not_taken),
+        cmocka_unit_test(warm_up_rows_may_fill_more_than_a_step),
+        cmocka_unit_test(prompt_logprobs_run_every_prompt_row_under_the_output_budget),
+        cmocka_unit_test(siblings_wait_for_the_leaders_prompt_and_then_share_its_pages),
+        cmocka_unit_test(siblings_go_on_without_a_leader_that_was_cancelled),
+        cmocka_unit_test(a_removed_bad_sequence_leaves_nothing_in_the_cache),
+        cmocka_unit_test(answers_end_at_stop_ids_but_not_before_min_tokens),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
