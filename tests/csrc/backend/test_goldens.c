@@ -77,13 +77,15 @@ typedef struct golden_case {
     /* The sequence at hand. */
     uint32_t index, n;
     const int32_t *ids, *same_experts;
+    bool is_flipped[TOKENS_MAX]; /* fast path: a near tie between two experts fell the other way */
     char how[64];
 } golden_case;
 
-/* Whether position t counts: always in fp32, else where a bf16 run chose the same experts. */
+/* Whether position t counts: always in fp32; else where a bf16 run of the reference, and this run, chose the experts of
+ * the fp32 run. */
 static bool counts(const golden_case *c, uint32_t t)
 {
-    return c->exact || c->same_experts[t] != 0;
+    return c->exact || (c->same_experts[t] != 0 && !c->is_flipped[t]);
 }
 
 static double largest_magnitude(const float *values, size_t n)
@@ -131,18 +133,47 @@ static void compare_tap(const golden_case *c, hr_tap tap, uint32_t layer, golden
             tap == HR_TAP_LOGITS);
 }
 
-static void compare_experts(const golden_case *c, uint32_t layer)
+static bool is_same_choice(const golden_case *c, const float *got, const int32_t *expected, uint32_t n)
 {
-    golden_tensor ids = golden_get(&c->expected, "seq%u.router_ids.%u", c->index, layer);
-    const float *got = c->taps.values[HR_TAP_ROUTER_IDS][layer];
+    uint32_t n_found = 0;
 
-    for (uint32_t t = 0; ids.i32 && t < c->n; t++) {
-        for (uint32_t k = 0; counts(c, t) && k < ids.shape[1]; k++) {
-            if ((int32_t)got[t * ids.shape[1] + k] != ids.i32[t * ids.shape[1] + k])
-                fail_msg("%s sequence %u %s: layer %u row %u rank %u chose expert %d, expected %d", c->name, c->index,
-                         c->how, layer, t, k, (int)got[t * ids.shape[1] + k], ids.i32[t * ids.shape[1] + k]);
+    for (uint32_t k = 0; k < n; k++) {
+        for (uint32_t j = 0; j < n; j++)
+            n_found += (int32_t)got[k] == expected[j] && (!c->exact || k == j);
+    }
+    return n_found == n;
+}
+
+/* Exact: the same experts in the same order. Fast: the same experts, except where the last chosen one leads the next by
+ * less than 2^-8, which is one step of a bf16 score: there the reference's own bf16 run flips, too. A flipped token
+ * computes something else from there on and is left out of the comparison, so flips must stay rare. */
+static void check_choices(golden_case *c)
+{
+    uint32_t n_flipped = 0;
+
+    memset(c->is_flipped, 0, sizeof c->is_flipped);
+    for (uint32_t layer = 0; layer < c->model->arch.n_layers; layer++) {
+        golden_tensor ids = golden_get(&c->expected, "seq%u.router_ids.%u", c->index, layer);
+        golden_tensor margins = golden_get(&c->expected, "seq%u.router_margin.%u", c->index, layer);
+        const float *got = c->taps.values[HR_TAP_ROUTER_IDS][layer];
+
+        for (uint32_t t = 0; ids.i32 && t < c->n; t++) {
+            uint32_t K = ids.shape[1];
+
+            if (!counts(c, t) || is_same_choice(c, got + (size_t)t * K, ids.i32 + (size_t)t * K, K))
+                continue;
+            if (c->exact || (double)margins.f32[t] > 0x1p-8)
+                fail_msg("%s sequence %u %s: layer %u row %u chose other experts (margin %g)", c->name, c->index,
+                         c->how, layer, t, (double)margins.f32[t]);
+            c->is_flipped[t] = true;
+            n_flipped++;
         }
     }
+    assert_true(n_flipped <= c->n / 8);
+}
+
+static void compare_router(const golden_case *c, uint32_t layer)
+{
     compare_tap(c, HR_TAP_ROUTER_LOGITS, layer, golden_get(&c->expected, "seq%u.router_logits.%u", c->index, layer));
     compare_tap(c, HR_TAP_ROUTER_WEIGHTS, layer, golden_get(&c->expected, "seq%u.router_weights.%u", c->index, layer));
 }
@@ -200,16 +231,17 @@ static void compare_kv(const golden_case *c, const driver_sequence *s, uint32_t 
     free(turned);
 }
 
-static void compare_everything(const golden_case *c, const driver_sequence *s)
+static void compare_everything(golden_case *c, const driver_sequence *s)
 {
     uint32_t n_layers = c->model->arch.n_layers;
 
+    check_choices(c);
     compare_tap(c, HR_TAP_LOGITS, n_layers, golden_get(&c->expected, "seq%u.logits", c->index));
     compare_tap(c, HR_TAP_EMBED, 0, golden_get(&c->expected, "seq%u.hidden.0", c->index));
     compare_tap(c, HR_TAP_FINAL_NORM, n_layers, golden_get(&c->expected, "seq%u.hidden.final", c->index));
     for (uint32_t layer = 0; layer < n_layers; layer++) {
         compare_tap(c, HR_TAP_LAYER_OUT, layer, golden_get(&c->expected, "seq%u.hidden.%u", c->index, layer + 1));
-        compare_experts(c, layer);
+        compare_router(c, layer);
         compare_kv(c, s, layer, 0);
         compare_kv(c, s, layer, 1);
     }
@@ -293,7 +325,11 @@ static void check_greedy(golden_case *c, driver_sequence s)
 
 static void check_sequence(golden_case *c)
 {
+#ifdef HR_FEWER_CUTS
+    static const uint32_t chunks[] = {3, TOKENS_MAX};
+#else
     static const uint32_t chunks[] = {1, 2, 3, 7, 64, TOKENS_MAX};
+#endif
     driver_sequence s;
 
     for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
