@@ -12,6 +12,7 @@ NAMES = {
     "llama": ("engine/llama.py", "decode, prefill, concurrent decode and memory beside llama.cpp, same shapes, same threads"),
     "start": ("engine/start.py", "start to first token of the embedded model"),
     "http": ("server/http_front.py", "CPU time of the HTTP front per streamed token"),
+    "tokenizer": ("text/run.py", "tokenizer on prose, on one letter and on CJK, beside the tokenizers package"),
     "kernels": ("kernels/run.py", "CPU kernels beside the machine's measured memory and arithmetic roofs"),
     "checkpoint": ("models/write_checkpoint.py", "write a random-weight checkpoint of a real shape"),
 }

@@ -12,15 +12,19 @@
 
 #include <string.h>
 
-static int compare(const void *a, const void *b, void *context)
+typedef struct order {
+    const hr_vocabulary *v;
+} order;
+
+static int compare_ids(const void *a, const void *b, void *context)
 {
-    const hr_vocabulary *v = context;
+    const hr_vocabulary *v = ((const order *)context)->v;
     const hr_token *x = &v->tokens[*(const int32_t *)a], *y = &v->tokens[*(const int32_t *)b];
     size_t n = x->len < y->len ? x->len : y->len;
-    int order = memcmp(v->text.at + x->offset, v->text.at + y->offset, n);
+    int difference = memcmp(v->text.at + x->offset, v->text.at + y->offset, n);
 
-    if (order != 0)
-        return order;
+    if (difference != 0)
+        return difference;
     return x->len < y->len ? -1 : x->len > y->len;
 }
 
@@ -36,6 +40,7 @@ static bool belongs(const hr_token *token, bool is_normalized)
 
 static headrace_status build_set(hr_added_set *set, const hr_vocabulary *v, bool is_normalized, headrace_error *err)
 {
+    order by_bytes = {.v = v};
     uint32_t n = 0, at = 0;
 
     for (uint32_t id = 0; id < v->n_tokens; id++)
@@ -47,7 +52,7 @@ static headrace_status build_set(hr_added_set *set, const hr_vocabulary *v, bool
         if (belongs(&v->tokens[id], is_normalized))
             set->ids[set->n++] = (int32_t)id;
     }
-    qsort_r(set->ids, n, sizeof *set->ids, compare, (void *)(uintptr_t)v);
+    qsort_r(set->ids, n, sizeof *set->ids, compare_ids, &by_bytes);
     for (unsigned byte = 0; byte <= 256; byte++) {
         while (at < n && byte_at(v, set->ids[at], 0) < byte)
             at++;
@@ -58,13 +63,15 @@ static headrace_status build_set(hr_added_set *set, const hr_vocabulary *v, bool
 
 headrace_status hr_added_tokens_init(hr_added_tokens *added, const hr_vocabulary *v, headrace_error *err)
 {
+    order by_bytes = {.v = v};
+
     *added = (hr_added_tokens){0};
     for (unsigned s = 0; s < 2; s++) {
         HR_PASS(build_set(&added->set[s], v, s == 1, err));
         for (uint32_t i = 0; i + 1 < added->set[s].n; i++) {
             const int32_t *ids = added->set[s].ids;
 
-            if (compare(&ids[i], &ids[i + 1], (void *)(uintptr_t)v) == 0)
+            if (compare_ids(&ids[i], &ids[i + 1], &by_bytes) == 0)
                 return hr_fail(err, HEADRACE_E_MODEL, "ids %d and %d are the same added token", ids[i], ids[i + 1]);
         }
     }

@@ -14,6 +14,7 @@
 #include "text/bpe.h"
 #include "text/tokenizer_parts.h"
 
+#include <pthread.h>
 #include <string.h>
 
 enum {
@@ -39,6 +40,11 @@ typedef struct hr_encode_scratch {
     hr_buffer clean;     /* the text with invalid UTF-8 replaced, when there was any */
     cached_piece *cache; /* [CACHE_ENTRIES] */
 } hr_encode_scratch;
+
+typedef struct hr_encode_pool {
+    pthread_mutex_t lock;    /* guards idle */
+    hr_encode_scratch *idle; /* scratch that no thread uses now */
+} hr_encode_pool;
 
 /* A stretch of text whose special tokens count or do not; runs alternate. */
 typedef struct run {
@@ -69,39 +75,41 @@ static void free_scratch(hr_encode_scratch *s)
     free(s);
 }
 
-static headrace_status take_scratch(const hr_tokenizer *tokenizer, hr_encode_scratch **out, headrace_error *err)
+/* NULL, with err, when there is no memory. */
+static hr_encode_scratch *new_scratch(const hr_tokenizer *tokenizer, headrace_error *err)
 {
-    hr_tokenizer *shared = (hr_tokenizer *)(uintptr_t)tokenizer; /* the list is guarded; the rest stays as it is */
+    hr_encode_scratch *s = calloc(1, sizeof *s);
+
+    if (s)
+        s->cache = calloc(CACHE_ENTRIES, sizeof *s->cache);
+    if (!s || !s->cache) {
+        (void)hr_fail(err, HEADRACE_E_MEMORY, "no memory for encoding text");
+        free(s);
+        return NULL;
+    }
+    if (hr_split_walk_init(&s->walk, &tokenizer->splitter, err) != HEADRACE_OK) {
+        free_scratch(s);
+        return NULL;
+    }
+    return s;
+}
+
+static hr_encode_scratch *take_scratch(const hr_tokenizer *tokenizer, headrace_error *err)
+{
+    hr_encode_pool *pool = tokenizer->pool;
     hr_encode_scratch *s;
 
-    (void)pthread_mutex_lock(&shared->lock);
-    s = shared->idle;
+    (void)pthread_mutex_lock(&pool->lock);
+    s = pool->idle;
     if (s)
-        shared->idle = s->next;
-    (void)pthread_mutex_unlock(&shared->lock);
-    if (!s) {
-        headrace_status status;
-
-        s = calloc(1, sizeof *s);
-        if (s)
-            s->cache = calloc(CACHE_ENTRIES, sizeof *s->cache);
-        if (!s || !s->cache) {
-            free(s);
-            return hr_fail(err, HEADRACE_E_MEMORY, "no memory for encoding text");
-        }
-        status = hr_split_walk_init(&s->walk, &tokenizer->splitter, err);
-        if (status != HEADRACE_OK) {
-            free_scratch(s);
-            return status;
-        }
-    }
-    *out = s;
-    return HEADRACE_OK;
+        pool->idle = s->next;
+    (void)pthread_mutex_unlock(&pool->lock);
+    return s ? s : new_scratch(tokenizer, err);
 }
 
 static void give_scratch(const hr_tokenizer *tokenizer, hr_encode_scratch *s)
 {
-    hr_tokenizer *shared = (hr_tokenizer *)(uintptr_t)tokenizer;
+    hr_encode_pool *pool = tokenizer->pool;
 
     if (s->bpe.capacity > KEEP_SCRATCH_MAX)
         hr_bpe_scratch_deinit(&s->bpe);
@@ -109,10 +117,10 @@ static void give_scratch(const hr_tokenizer *tokenizer, hr_encode_scratch *s)
         hr_buffer_deinit(&s->clean);
     if (s->walk.replaced.capacity > KEEP_SCRATCH_MAX)
         hr_buffer_deinit(&s->walk.replaced);
-    (void)pthread_mutex_lock(&shared->lock);
-    s->next = shared->idle;
-    shared->idle = s;
-    (void)pthread_mutex_unlock(&shared->lock);
+    (void)pthread_mutex_lock(&pool->lock);
+    s->next = pool->idle;
+    pool->idle = s;
+    (void)pthread_mutex_unlock(&pool->lock);
 }
 
 /* ---------------------------------------------------------------- pieces */
@@ -279,7 +287,10 @@ static headrace_status prepare_text(encoding *e, const char *text, const hr_text
     }
     if (is_valid)
         return HEADRACE_OK;
-    if (clean->failed || clean->len > TEXT_MAX) {
+    if (clean->len > TEXT_MAX)
+        return hr_fail(e->err, HEADRACE_E_ARGUMENT, "the text has more than %d bytes with U+FFFD for invalid ones",
+                       TEXT_MAX);
+    if (clean->failed) {
         hr_buffer_deinit(clean);
         return hr_fail(e->err, HEADRACE_E_MEMORY, "no memory for a copy of %zu bytes of text", e->len);
     }
@@ -296,7 +307,9 @@ static headrace_status encode(const hr_tokenizer *tokenizer, const char *text, c
 
     *ids = NULL;
     *n_ids = 0;
-    HR_PASS(take_scratch(tokenizer, &e.scratch, err));
+    e.scratch = take_scratch(tokenizer, err);
+    if (!e.scratch)
+        return HEADRACE_E_MEMORY;
     HR_TRY_GOTO(done, prepare_text(&e, text ? text : "", ranges, n_ranges));
     HR_TRY_GOTO(done, hr_id_list_reserve(&e.ids, 8 + e.len / 4, err));
     if (with_bos && tokenizer->adds_bos)
@@ -335,13 +348,14 @@ headrace_status hr_tokenizer_encode_ranges(const hr_tokenizer *tokenizer, const 
 hr_tokenizer *hr_tokenizer_new(uint32_t vocab_size)
 {
     hr_tokenizer *tokenizer = calloc(1, sizeof *tokenizer);
+    hr_encode_pool *pool = calloc(1, sizeof *pool);
 
-    if (!tokenizer)
-        return NULL;
-    if (pthread_mutex_init(&tokenizer->lock, NULL) != 0) {
+    if (!tokenizer || !pool || pthread_mutex_init(&pool->lock, NULL) != 0) {
+        free(pool);
         free(tokenizer);
         return NULL;
     }
+    tokenizer->pool = pool;
     hr_vocabulary_init(&tokenizer->vocabulary, vocab_size);
     tokenizer->bos = tokenizer->eos = -1;
     return tokenizer;
@@ -351,13 +365,14 @@ void hr_tokenizer_close(hr_tokenizer *tokenizer)
 {
     if (!tokenizer)
         return;
-    while (tokenizer->idle) {
-        hr_encode_scratch *s = tokenizer->idle;
+    while (tokenizer->pool->idle) {
+        hr_encode_scratch *s = tokenizer->pool->idle;
 
-        tokenizer->idle = s->next;
+        tokenizer->pool->idle = s->next;
         free_scratch(s);
     }
-    (void)pthread_mutex_destroy(&tokenizer->lock);
+    (void)pthread_mutex_destroy(&tokenizer->pool->lock);
+    free(tokenizer->pool);
     hr_splitter_deinit(&tokenizer->splitter);
     hr_added_tokens_deinit(&tokenizer->added);
     hr_vocabulary_deinit(&tokenizer->vocabulary);

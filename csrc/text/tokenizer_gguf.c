@@ -37,19 +37,21 @@ static bool is_integer(hr_gguf_type type)
     return type <= HR_GGUF_I32 || type == HR_GGUF_U64 || type == HR_GGUF_I64;
 }
 
-static headrace_status find_array(const hr_gguf *gguf, const char *key, bool of_strings, const hr_gguf_value **out,
-                                  headrace_error *err)
+/* NULL, with err, when the key is absent or of another kind. */
+static const hr_gguf_value *find_array(const hr_gguf *gguf, const char *key, bool of_strings, headrace_error *err)
 {
     const hr_gguf_value *value = hr_gguf_find(gguf, key);
 
-    if (!value)
-        return hr_fail(err, HEADRACE_E_MODEL, "%s is missing", key);
-    if (value->type != HR_GGUF_ARRAY ||
-        !(of_strings ? value->element_type == HR_GGUF_STRING : is_integer(value->element_type)))
-        return hr_fail(err, HEADRACE_E_MODEL, "%s at byte %llu is not an array of %s", key,
-                       (unsigned long long)value->offset, of_strings ? "strings" : "integers");
-    *out = value;
-    return HEADRACE_OK;
+    if (!value) {
+        (void)hr_fail(err, HEADRACE_E_MODEL, "%s is missing", key);
+        return NULL;
+    }
+    if (value->type == HR_GGUF_ARRAY &&
+        (of_strings ? value->element_type == HR_GGUF_STRING : is_integer(value->element_type)))
+        return value;
+    (void)hr_fail(err, HEADRACE_E_MODEL, "%s at byte %llu is not an array of %s", key,
+                  (unsigned long long)value->offset, of_strings ? "strings" : "integers");
+    return NULL;
 }
 
 static headrace_status read_token(hr_tokenizer *t, int64_t id, hr_gguf_string text, int64_t type, headrace_error *err)
@@ -72,11 +74,12 @@ static headrace_status read_token(hr_tokenizer *t, int64_t id, hr_gguf_string te
 
 static headrace_status read_tokens(hr_tokenizer *t, const hr_gguf *gguf, headrace_error *err)
 {
-    const hr_gguf_value *tokens, *types;
+    const hr_gguf_value *tokens = find_array(gguf, "tokenizer.ggml.tokens", true, err), *types;
     const unsigned char *cursor;
 
-    HR_PASS(find_array(gguf, "tokenizer.ggml.tokens", true, &tokens, err));
-    HR_PASS(find_array(gguf, "tokenizer.ggml.token_type", false, &types, err));
+    types = tokens ? find_array(gguf, "tokenizer.ggml.token_type", false, err) : NULL;
+    if (!types)
+        return HEADRACE_E_MODEL;
     if (tokens->n_elements != types->n_elements)
         return hr_fail(err, HEADRACE_E_MODEL,
                        "tokenizer.ggml.tokens has %llu elements and tokenizer.ggml.token_type %llu",
@@ -100,10 +103,11 @@ static headrace_status read_merge(hr_tokenizer *t, hr_gguf_string text, headrace
 
 static headrace_status read_merges(hr_tokenizer *t, const hr_gguf *gguf, headrace_error *err)
 {
-    const hr_gguf_value *merges;
+    const hr_gguf_value *merges = find_array(gguf, "tokenizer.ggml.merges", true, err);
     const unsigned char *cursor;
 
-    HR_PASS(find_array(gguf, "tokenizer.ggml.merges", true, &merges, err));
+    if (!merges)
+        return HEADRACE_E_MODEL;
     HR_TRY(hr_vocabulary_index(&t->vocabulary, merges->n_elements, err), "tokenizer.ggml.tokens");
     cursor = merges->at;
     for (uint64_t i = 0; i < merges->n_elements; i++)
@@ -135,7 +139,7 @@ static headrace_status read_flag(const hr_gguf *gguf, const char *key, bool *fla
 
 static headrace_status read_all(hr_tokenizer *t, const hr_gguf *gguf, headrace_error *err)
 {
-    bool adds_bos = false, adds_eos = false, adds_sep = false;
+    bool adds_bos, adds_eos = false, adds_sep = false;
 
     HR_PASS(expect_text(gguf, "tokenizer.ggml.model", "gpt2", err));
     HR_PASS(expect_text(gguf, "tokenizer.ggml.pre", "lfm2", err));
@@ -147,6 +151,7 @@ static headrace_status read_all(hr_tokenizer *t, const hr_gguf *gguf, headrace_e
     hr_tokenizer_guess_eos(t);
     HR_PASS(read_id(t, gguf, "tokenizer.ggml.bos_token_id", &t->bos, err));
     HR_PASS(read_id(t, gguf, "tokenizer.ggml.eos_token_id", &t->eos, err));
+    adds_bos = t->bos >= 0; /* the default of "lfm2" */
     HR_PASS(read_flag(gguf, "tokenizer.ggml.add_bos_token", &adds_bos, err));
     HR_PASS(read_flag(gguf, "tokenizer.ggml.add_eos_token", &adds_eos, err));
     HR_PASS(read_flag(gguf, "tokenizer.ggml.add_sep_token", &adds_sep, err));

@@ -230,7 +230,7 @@ static headrace_status read_template(hr_tokenizer *t, const json_t *processor, h
     token = json_object_get(json_array_get(single, 0), "SpecialToken");
     name = json_string_value(json_object_get(token, "id"));
     ids = name ? json_object_get(json_object_get(json_object_get(processor, "special_tokens"), name), "ids") : NULL;
-    if (json_array_size(ids) != 1 || !json_is_integer(json_array_get(ids, 0)))
+    if (!name || json_array_size(ids) != 1 || !json_is_integer(json_array_get(ids, 0)))
         return refuse_field("post_processor TemplateProcessing: single", single, "one known token in front of the text",
                             err);
     if (json_integer_value(json_array_get(ids, 0)) != hr_tokenizer_find_special(t, name, strlen(name)))
@@ -366,7 +366,8 @@ headrace_status hr_tokenizer_open_json(const char *path, uint32_t vocab_size, hr
     HR_PASS(hr_file_read(path, FILE_MAX, &text, &len, err));
     status = hr_tokenizer_parse_json(text, len, path, vocab_size, out, err);
     free(text);
-    HR_PASS(status);
+    if (!*out)
+        return status;
     if (asprintf(&config_path, "%.*stokenizer_config.json", slash ? (int)(slash - path) + 1 : 0, path) < 0)
         status = hr_fail(err, HEADRACE_E_MEMORY, "no memory for the path of tokenizer_config.json");
     else if (hr_file_exists(config_path))

@@ -7,8 +7,6 @@
 #include "text/tokenizer.h"
 #include "text/vocabulary.h"
 
-#include <pthread.h>
-
 struct hr_tokenizer {
     hr_vocabulary vocabulary;
     hr_added_tokens added;
@@ -17,8 +15,7 @@ struct hr_tokenizer {
     bool adds_bos;      /* HEADRACE_ENCODE_BOS has an effect */
     int32_t bos, eos;   /* -1: none */
 
-    pthread_mutex_t lock;           /* guards idle */
-    struct hr_encode_scratch *idle; /* scratch that no thread uses now */
+    struct hr_encode_pool *pool; /* what encoding threads need for themselves; the only part that changes after open */
 };
 
 /* An empty tokenizer with its lock; NULL without memory. Free with hr_tokenizer_close at any stage. */

@@ -11,7 +11,7 @@
 #include "base/status.h"
 
 enum {
-    HR_VOCABULARY_MAX = 1 << 24,  /* ids; a limit against nonsense, far above any vocabulary */
+    HR_VOCABULARY_MAX = 1 << 22,  /* ids; a limit against nonsense, far above any vocabulary */
     HR_ADDED_TOKEN_MAX = 1024,    /* bytes of an added token; bounds the work per position of text */
     HR_TOKEN_BYTES_MAX = 1 << 20, /* bytes of any token */
 };

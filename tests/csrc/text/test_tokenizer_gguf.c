@@ -65,7 +65,7 @@ static void put_tokens(hr_buffer *out, const variant *v, uint64_t *n_entries, js
     if (put_key(out, v, n_entries, "tokenizer.ggml.tokens", HR_GGUF_ARRAY)) {
         put_array(out, HR_GGUF_STRING, TINY_SIZE + 2);
         for (int i = 0; i < TINY_SIZE; i++)
-            put_string(out, spellings[i]);
+            put_string(out, spellings[i] ? spellings[i] : "");
         put_string(out, "[PAD2048]");
         put_string(out, "[PAD2049]");
     }
