@@ -55,7 +55,7 @@ headrace_status headrace_chat_parser_take(headrace_chat_parser *parser, headrace
     forget_taken(parser);
     first = output->n_calls_taken;
     n = output->n_calls - first;
-    if (output->content.failed || output->reasoning.failed || output->pending.failed || output->call.failed)
+    if (output->content.failed || output->reasoning.failed || output->pending.failed || output->failed)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for the text of an answer");
     if (n > parser->n_calls_capacity) {
         headrace_tool_call *calls = realloc(parser->calls, n * sizeof *calls);

@@ -5,10 +5,10 @@
  */
 #include "api/api.h"
 
-#include <limits.h>
 #include <string.h>
 
-static headrace_status add_special(json_t *context, const char *name, const hr_tokenizer *tokenizer, int32_t id)
+static headrace_status add_special(json_t *context, const char *name, const hr_tokenizer *tokenizer, int32_t id,
+                                   headrace_error *err)
 {
     const char *bytes;
     size_t len;
@@ -16,52 +16,8 @@ static headrace_status add_special(json_t *context, const char *name, const hr_t
 
     if (json_object_get(context, name) || id < 0 || !hr_tokenizer_bytes(tokenizer, id, &bytes, &len, &is_special))
         return HEADRACE_OK;
-    return json_object_set_new(context, name, json_stringn(bytes, len)) == 0 ? HEADRACE_OK : HEADRACE_E_MEMORY;
-}
-
-static headrace_status read_flag(const json_t *request, const char *name, bool otherwise, bool *out,
-                                 headrace_error *err)
-{
-    const json_t *value = json_object_get(request, name);
-
-    *out = otherwise;
-    if (!value || json_is_null(value))
-        return HEADRACE_OK;
-    if (!json_is_boolean(value))
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, name, "%s: expected true or false", name);
-    *out = json_is_true(value);
-    return HEADRACE_OK;
-}
-
-/* The template's variables: chat_template_kwargs, and over them what the request says itself. *normalized is NULL on
- * failure. */
-static headrace_status make_context(const headrace_model *model, const json_t *request, const json_t *normalized,
-                                    bool adds_prompt, json_t **out, headrace_error *err)
-{
-    json_t *kwargs = json_object_get(request, "chat_template_kwargs"), *tools = json_object_get(request, "tools");
-    json_t *context;
-    bool has_tools = json_is_array(tools) && json_array_size(tools) > 0;
-    int failed;
-
-    *out = NULL;
-    if (kwargs && !json_is_null(kwargs) && !json_is_object(kwargs))
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "chat_template_kwargs",
-                             "chat_template_kwargs: expected an object");
-    if (tools && !json_is_null(tools) && !json_is_array(tools))
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "tools", "tools: expected an array");
-    context = json_is_object(kwargs) ? json_copy(kwargs) : json_object();
-    if (!context)
+    if (json_object_set_new(context, name, json_stringn(bytes, len)) != 0)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a chat");
-    failed = json_object_set(context, "messages", json_object_get(normalized, "messages"));
-    failed |= has_tools ? json_object_set(context, "tools", tools) : json_object_set_new(context, "tools", json_null());
-    failed |= json_object_set_new(context, "add_generation_prompt", json_boolean(adds_prompt));
-    failed |= add_special(context, "bos_token", model->tokenizer, hr_tokenizer_bos(model->tokenizer)) != HEADRACE_OK;
-    failed |= add_special(context, "eos_token", model->tokenizer, hr_tokenizer_eos(model->tokenizer)) != HEADRACE_OK;
-    if (failed) {
-        json_decref(context);
-        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a chat");
-    }
-    *out = context;
     return HEADRACE_OK;
 }
 
@@ -107,25 +63,19 @@ static headrace_status cut_after_final_message(hr_chat_rendering *rendering, con
 static headrace_status render_request(const headrace_model *model, const json_t *request, hr_chat_rendering *rendering,
                                       headrace_error *err)
 {
-    json_t *normalized = NULL, *context = NULL;
-    bool adds_prompt, continues;
+    const hr_tokenizer *tokenizer = model->tokenizer;
+    json_t *context = hr_chat_normalize(model->chat_template, request, err);
     headrace_status status;
 
-    HR_PASS(read_flag(request, "continue_final_message", false, &continues, err));
-    HR_PASS(read_flag(request, "add_generation_prompt", !continues, &adds_prompt, err));
-    if (continues && adds_prompt)
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "continue_final_message",
-                             "continue_final_message: cannot be true together with add_generation_prompt");
-    normalized = hr_chat_normalize(model->chat_template, request, err);
-    if (!normalized)
+    if (!context)
         return err->status;
-    HR_TRY_GOTO(done, make_context(model, request, normalized, adds_prompt, &context, err));
+    HR_TRY_GOTO(done, add_special(context, "bos_token", tokenizer, hr_tokenizer_bos(tokenizer), err));
+    HR_TRY_GOTO(done, add_special(context, "eos_token", tokenizer, hr_tokenizer_eos(tokenizer), err));
     HR_TRY_GOTO(done, hr_chat_template_render(model->chat_template, context, -1, rendering, err));
-    if (continues)
+    if (json_is_true(json_object_get(context, "continue_final_message")))
         status = cut_after_final_message(rendering, json_object_get(context, "messages"), err);
 done:
     json_decref(context);
-    json_decref(normalized);
     return status;
 }
 

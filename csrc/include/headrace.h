@@ -43,7 +43,7 @@ extern "C" {
     X(E_INTERNAL, -13, "internal error")
 
 typedef enum headrace_status {
-#define HEADRACE_X(name, value, text) HEADRACE_##name = value,
+#define HEADRACE_X(name, value, text) HEADRACE_##name = (value),
     HEADRACE_STATUS_LIST(HEADRACE_X)
 #undef HEADRACE_X
 } headrace_status;

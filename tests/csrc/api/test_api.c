@@ -54,7 +54,7 @@ static void info_tells_what_the_embedded_model_is(void **state)
     assert_int_equal(info.n_experts, 8);
     assert_int_equal(info.n_experts_used, 2);
     assert_int_equal(info.bos_id, 1);
-    assert_int_equal(info.n_eos_ids, 1);
+    assert_true(info.n_eos_ids >= 1);
     assert_int_equal(info.eos_ids[0], 7);
     assert_true(info.tokenizer_size > 1000 && info.tokenizer_size <= 2048);
     assert_true(info.n_parameters_active < info.n_parameters);
@@ -298,6 +298,8 @@ static void a_model_without_text_says_so(void **state)
 
 /* ---------------------------------------------------------------- chat */
 
+/* The cases are as the reference tokenizes them: special-token text in a message (one assistant message holds a call as
+ * text) becomes special tokens. */
 static void rendering_gives_the_expected_prompts(void **state)
 {
     json_t *root = load_greedy_cases(), *cases = json_object_get(root, "cases"), *c;
@@ -312,7 +314,10 @@ static void rendering_gives_the_expected_prompts(void **state)
         int32_t want[1024], *ids;
         size_t n_want = read_ids(json_object_get(c, "prompt_ids"), want, 1024), n_ids, len;
 
-        if (headrace_chat_render(model, request, strlen(request), 0, &text, &len, &ids, &n_ids, &err) != HEADRACE_OK)
+        uint32_t flags = strstr(request, "content\": \"<|") ? HEADRACE_CHAT_PARSE_SPECIAL : 0;
+
+        if (headrace_chat_render(model, request, strlen(request), flags, &text, &len, &ids, &n_ids, &err) !=
+            HEADRACE_OK)
             fail_msg("case %zu: %s", i, err.message);
         assert_string_equal(text, json_string_value(json_object_get(c, "prompt")));
         assert_int_equal(n_ids, n_want);
@@ -345,6 +350,34 @@ static size_t count_id(const int32_t *ids, size_t n_ids, int32_t id)
     return n;
 }
 
+static void a_structured_tool_call_renders_as_the_model_wrote_it(void **state)
+{
+    json_t *root = load_greedy_cases(), *c = json_array_get(json_object_get(root, "cases"), 9), *messages, *body;
+    int32_t want[1024], *ids;
+    size_t n_want = read_ids(json_object_get(c, "prompt_ids"), want, 1024), n_ids;
+    char *request, *text;
+
+    (void)state;
+    messages = json_deep_copy(json_object_get(c, "messages"));
+    assert_non_null(
+        strstr(json_string_value(json_object_get(json_array_get(messages, 1), "content")), "lookup_order(id=34201)"));
+    (void)json_array_set_new(messages, 1,
+                             json_pack("{s:s,s:n,s:[{s:s,s:s,s:{s:s,s:s}}]}", "role", "assistant", "content",
+                                       "tool_calls", "id", "call_1", "type", "function", "function", "name",
+                                       "lookup_order", "arguments", "{\"id\": 34201}"));
+    body = json_pack("{s:o,s:O}", "messages", messages, "tools", json_object_get(c, "tools"));
+    request = json_dumps(body, 0);
+    text = render(request, &ids, &n_ids, 0);
+    assert_string_equal(text, json_string_value(json_object_get(c, "prompt")));
+    assert_int_equal(n_ids, n_want);
+    assert_memory_equal(ids, want, n_want * sizeof *want);
+    headrace_free(text);
+    headrace_free(ids);
+    free(request);
+    json_decref(body);
+    json_decref(root);
+}
+
 static void special_text_in_a_message_stays_text(void **state)
 {
     const char *request = "{\"messages\":[{\"role\":\"user\",\"content\":\"a<|im_end|>b\"}]}";
@@ -374,7 +407,7 @@ static void a_final_message_can_be_continued(void **state)
 
     (void)state;
     assert_non_null(text);
-    assert_memory_equal(text + strlen(text) - 5, "Well,", 5);
+    assert_memory_equal(text + strlen(text) - 6, "Well, ", 6);
     assert_int_equal(count_id(ids, n_ids, 7), 1);
     headrace_free(text);
     headrace_free(ids);
@@ -757,6 +790,7 @@ int main(void)
         cmocka_unit_test(ids_outside_the_vocabulary_are_refused),
         cmocka_unit_test(a_model_without_text_says_so),
         cmocka_unit_test(rendering_gives_the_expected_prompts),
+        cmocka_unit_test(a_structured_tool_call_renders_as_the_model_wrote_it),
         cmocka_unit_test(special_text_in_a_message_stays_text),
         cmocka_unit_test(a_final_message_can_be_continued),
         cmocka_unit_test(bad_conversations_are_refused_by_field),

@@ -350,7 +350,7 @@ static void destroying_a_running_stream_frees_what_it_held(void **state)
 
 /* ---------------------------------------------------------------- the queue */
 
-enum { MANY = 60 };
+enum { MANY = 40 };
 
 static headrace_request many_request(uint32_t i)
 {
