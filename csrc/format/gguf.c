@@ -12,6 +12,7 @@
 #include <string.h>
 
 enum {
+    METADATA_BYTES_MAX = 64 << 20,
     KEYS_MAX = 65536,
     KEY_BYTES_MAX = 65535,
     STRINGS_MAX = 1 << 22,
@@ -189,6 +190,10 @@ static headrace_status read_entries(reader *in, hr_gguf *out, uint64_t n)
             return hr_fail(err, HEADRACE_E_MODEL, "%s: byte %zu: a key of %llu bytes (1 to %d are allowed)", in->path,
                            in->at, (unsigned long long)entry->key.len, KEY_BYTES_MAX);
         HR_TRY(read_value(in, &entry->value), "key '%s'", label_of(entry->key).text);
+        if (in->at > METADATA_BYTES_MAX)
+            return hr_fail(err, HEADRACE_E_MODEL,
+                           "%s: key '%s', byte %llu: the metadata are larger than the %d bytes allowed", in->path,
+                           label_of(entry->key).text, (unsigned long long)entry->value.offset, METADATA_BYTES_MAX);
     }
     return refuse_duplicate_keys(in, out->entries, out->n_entries);
 }

@@ -90,6 +90,8 @@ typedef struct binder {
     const hr_config *config;
     const char *prefix; /* "" for GGUF */
     bool *used;         /* [file->n_tensors] */
+    bool *is_misplaced; /* set when an element lies at an odd address */
+    bool may_copy;      /* second pass: copy those */
     headrace_error *err;
 } binder;
 
@@ -183,7 +185,8 @@ static headrace_status check_shape(const binder *in, const hr_tensor *tensor, sh
 /* ---------------------------------------------------------------- matrices and vectors */
 
 /* rows x cols of a tensor, beginning at a row. Shapes were checked. Elements are used as they lie in the file; only a
- * file that places them at odd addresses (no current writer does) makes a copy necessary. */
+ * file that places them at odd addresses (no current writer does) makes a copy necessary, and then only once all else
+ * was found right. */
 static headrace_status matrix_at(const binder *in, const hr_tensor *tensor, uint64_t first_row, uint32_t rows,
                                  uint32_t cols, hr_matrix *out)
 {
@@ -191,7 +194,9 @@ static headrace_status matrix_at(const binder *in, const hr_tensor *tensor, uint
     size_t alignment = tensor->dtype == HR_F32 ? 4 : 2;
     const unsigned char *data = (const unsigned char *)tensor->data + first_row * row_bytes;
 
-    if ((uintptr_t)data % alignment != 0) {
+    if ((uintptr_t)data % alignment != 0)
+        *in->is_misplaced = true;
+    if ((uintptr_t)data % alignment != 0 && in->may_copy) {
         void *copy = hr_arena_calloc(&in->model->arena, rows, row_bytes);
 
         if (!copy)
@@ -523,7 +528,7 @@ static headrace_status check_surplus(const binder *in)
         if (n++ == 0)
             first = tensor;
     }
-    if (first)
+    if (first && !in->may_copy)
         hr_log(HEADRACE_LOG_WARNING, "%s: %u tensors are not used, the first is '%s'", in->model->path, n, first->name);
     return HEADRACE_OK;
 }
@@ -550,13 +555,19 @@ static headrace_status bind_all(binder *in)
 
 headrace_status hr_model_bind(hr_model *model, const hr_config *config, headrace_error *err)
 {
-    binder in = {.model = model, .file = model->file, .config = config, .err = err};
+    bool is_misplaced = false;
+    binder in = {.model = model, .file = model->file, .config = config, .is_misplaced = &is_misplaced, .err = err};
     headrace_status status;
 
     in.used = calloc((size_t)model->file->n_tensors + 1, sizeof *in.used);
     if (!in.used)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for %u tensors", model->file->n_tensors);
     status = bind_all(&in);
+    if (status == HEADRACE_OK && is_misplaced) {
+        in.may_copy = true;
+        status = bind_all(&in);
+        hr_log(HEADRACE_LOG_WARNING, "%s: weights lie at odd addresses and were copied to memory", model->path);
+    }
     free(in.used);
     return status;
 }

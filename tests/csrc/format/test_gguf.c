@@ -338,6 +338,23 @@ static void an_alignment_that_is_no_power_of_two_is_refused(void **state)
     hr_buffer_deinit(&file);
 }
 
+static void metadata_beyond_the_limit_are_refused(void **state)
+{
+    static const uint64_t limit = 64 << 20;
+    unsigned char head[12] = {0};
+    hr_test_gguf made = {0};
+    hr_buffer file = {0};
+
+    (void)state;
+    memcpy(head + 4, &limit, 8);
+    hr_test_gguf_raw(&made, "k", 9, head, sizeof head);
+    for (uint64_t i = 0; i < limit / sizeof head + 1; i++)
+        hr_buffer_add(&made.keys, head, sizeof head);
+    hr_test_gguf_finish(&made, &file);
+    refuse(&file, "key 'k', byte 49: the metadata are larger than the 67108864 bytes allowed");
+    hr_buffer_deinit(&file);
+}
+
 static void every_truncation_of_a_file_is_refused(void **state)
 {
     hr_buffer file = {0};
@@ -475,6 +492,7 @@ int main(void)
         cmocka_unit_test(damaged_tensors_are_named),
         cmocka_unit_test(names_and_places_occur_once),
         cmocka_unit_test(an_alignment_that_is_no_power_of_two_is_refused),
+        cmocka_unit_test(metadata_beyond_the_limit_are_refused),
         cmocka_unit_test(every_truncation_of_a_file_is_refused),
         cmocka_unit_test(any_part_of_a_split_file_opens_all),
         cmocka_unit_test(a_split_file_that_does_not_fit_together_is_refused),
