@@ -87,7 +87,7 @@ void hr_choice_keep(hr_choice *choice, const hr_delta *delta);
 void hr_answer_write(hr_call *call, hr_buffer *out);
 const char *hr_finish_reason(const hr_call *call, const hr_choice *choice); /* NULL while it goes on */
 void hr_stop_reason_write(const hr_call *call, const hr_choice *choice, hr_buffer *out);
-void hr_tool_call_write(hr_buffer *out, const headrace_tool_call *tool_call);
+void hr_answer_write_tool_call(hr_buffer *out, const headrace_tool_call *tool_call);
 void hr_metrics_write(const hr_call *call, hr_buffer *out);
 hr_usage hr_call_usage(const hr_call *call);
 

@@ -38,7 +38,7 @@ void hr_stop_reason_write(const hr_call *call, const hr_choice *choice, hr_buffe
     hr_buffer_add_text(out, "null");
 }
 
-void hr_tool_call_write(hr_buffer *out, const headrace_tool_call *tool_call)
+void hr_answer_write_tool_call(hr_buffer *out, const headrace_tool_call *tool_call)
 {
     hr_buffer_add_text(out, "\"id\":");
     hr_json_string(out, tool_call->id, strlen(tool_call->id));
@@ -68,7 +68,7 @@ void hr_choice_keep(hr_choice *choice, const hr_delta *delta)
     hr_buffer_add(&choice->reasoning, delta->reasoning, delta->reasoning_len);
     for (uint32_t i = 0; i < delta->n_calls; i++) {
         hr_buffer_add_text(&choice->calls, choice->calls.len ? ",{" : "{");
-        hr_tool_call_write(&choice->calls, &delta->calls[i]);
+        hr_answer_write_tool_call(&choice->calls, &delta->calls[i]);
         hr_buffer_add_char(&choice->calls, '}');
     }
 }

@@ -99,7 +99,7 @@ static void chat_calls(const hr_call *call, hr_choice *choice, const hr_delta *d
     hr_buffer_add_text(out, ",\"delta\":{\"tool_calls\":[");
     for (uint32_t i = 0; i < delta->n_calls; i++) {
         hr_buffer_printf(out, "%s{\"index\":%u,", i ? "," : "", delta->first_call + i);
-        hr_tool_call_write(out, &delta->calls[i]);
+        hr_answer_write_tool_call(out, &delta->calls[i]);
         hr_buffer_add_char(out, '}');
     }
     hr_buffer_add_text(out, "]}");
