@@ -173,7 +173,7 @@ static void keep_prompt_logprobs(hr_call *call, hr_call_stream *stream, const he
         hr_prompt_logprobs_write(&stream->prompt_logprobs, model, event->prompt_logprobs, event->n_prompt_logprobs);
     if (!call->request.echo || !call->request.wants_logprobs)
         return;
-    hr_logprobs_add_first(&stream->echo, model, prompt->ids[0], prompt->ids[0] != call->server->bos_id);
+    hr_logprobs_add_first(&stream->echo, model, prompt->ids[0], !prompt->has_added_first);
     for (size_t i = 0; i < event->n_prompt_logprobs; i++)
         hr_logprobs_add(&stream->echo, model, &event->prompt_logprobs[i], n_top, true);
 }
@@ -480,7 +480,7 @@ static bool make_choices(hr_call *call, hr_api_error *error)
 static bool make_echo(hr_call *call, hr_call_stream *stream, hr_api_error *error)
 {
     const hr_prompt *prompt = &call->prompts.at[stream->prompt_idx];
-    size_t skip = prompt->n_ids > 0 && prompt->ids[0] == call->server->bos_id, len = 0;
+    size_t skip = prompt->has_added_first, len = 0;
     headrace_error failure = {0};
     char *text = NULL;
 

@@ -188,36 +188,47 @@ bool hr_check_tokens(hr_openai_request *request, json_t *value, const hr_request
 
 /* ---------------------------------------------------------------- tools */
 
+/* A function's description; where is its place in the request. */
+static bool check_function(const json_t *function, const char *where, hr_api_error *error)
+{
+    const json_t *name = json_object_get(function, "name"), *parameters = json_object_get(function, "parameters");
+    char param[72];
+
+    if (!json_is_object(function))
+        return bad_value(error, where, "an object", function);
+    (void)snprintf(param, sizeof param, "%s.name", where);
+    if (!json_is_string(name) || json_string_length(name) == 0 || json_string_length(name) > NAME_MAX_BYTES)
+        return hr_api_fail(error, HR_API_INVALID_VALUE, param, "%s must be a string of 1 to %d bytes.", param,
+                           NAME_MAX_BYTES);
+    (void)snprintf(param, sizeof param, "%s.parameters", where);
+    if (parameters && !json_is_null(parameters) && !json_is_object(parameters))
+        return bad_value(error, param, "an object", parameters);
+    if (json_is_true(json_object_get(function, "strict"))) {
+        (void)snprintf(param, sizeof param, "%s.strict", where);
+        return hr_api_fail(error, HR_API_STRUCTURED_OUTPUTS, param,
+                           "%s needs constrained decoding, which this build does not have.", param);
+    }
+    return true;
+}
+
+/* {"type": "function", "function": {...}}, or the bare function, which the family's model cards show as well: templates
+ * write either as it came. */
 static bool check_tool(const json_t *tool, size_t tool_idx, hr_api_error *error)
 {
-    const json_t *function = json_object_get(tool, "function");
     const char *type = json_string_value(json_object_get(tool, "type"));
-    const json_t *name = json_object_get(function, "name"), *parameters = json_object_get(function, "parameters");
     char param[64];
 
     (void)snprintf(param, sizeof param, "tools[%zu]", tool_idx);
     if (!json_is_object(tool))
         return bad_value(error, param, "an object", tool);
+    if (!json_object_get(tool, "type") && !json_object_get(tool, "function") && json_object_get(tool, "name"))
+        return check_function(tool, param, error);
     (void)snprintf(param, sizeof param, "tools[%zu].type", tool_idx);
     if (!type || strcmp(type, "function") != 0)
         return hr_api_fail(error, type ? HR_API_UNSUPPORTED_PARAMETER : HR_API_INVALID_VALUE, param,
                            "%s must be \"function\".", param);
     (void)snprintf(param, sizeof param, "tools[%zu].function", tool_idx);
-    if (!json_is_object(function))
-        return bad_value(error, param, "an object", function);
-    (void)snprintf(param, sizeof param, "tools[%zu].function.name", tool_idx);
-    if (!json_is_string(name) || json_string_length(name) == 0 || json_string_length(name) > NAME_MAX_BYTES)
-        return hr_api_fail(error, HR_API_INVALID_VALUE, param, "%s must be a string of 1 to %d bytes.", param,
-                           NAME_MAX_BYTES);
-    (void)snprintf(param, sizeof param, "tools[%zu].function.parameters", tool_idx);
-    if (parameters && !json_is_null(parameters) && !json_is_object(parameters))
-        return bad_value(error, param, "an object", parameters);
-    if (json_is_true(json_object_get(function, "strict"))) {
-        (void)snprintf(param, sizeof param, "tools[%zu].function.strict", tool_idx);
-        return hr_api_fail(error, HR_API_STRUCTURED_OUTPUTS, param,
-                           "%s needs constrained decoding, which this build does not have.", param);
-    }
-    return true;
+    return check_function(json_object_get(tool, "function"), param, error);
 }
 
 bool hr_check_tools(hr_openai_request *request, json_t *value, const hr_request_limits *limits, hr_api_error *error)

@@ -44,6 +44,7 @@ static bool encode_text(hr_prompt *prompt, const hr_server *server, const hr_ope
     }
     if (n_ids > 0 && ids[0] == server->bos_id)
         add_first = false;
+    prompt->has_added_first = add_first;
     return take_ids(prompt, ids, n_ids, add_first ? server->bos_id : -1, error);
 }
 
@@ -167,6 +168,7 @@ static void truncate(hr_prompt *prompt, size_t keep)
 {
     if (prompt->n_ids <= keep)
         return;
+    prompt->has_added_first = false;
     memmove(prompt->ids, prompt->ids + (prompt->n_ids - keep), keep * sizeof *prompt->ids);
     prompt->n_ids = keep;
 }

@@ -8,6 +8,7 @@
 typedef struct hr_prompt {
     int32_t *ids; /* malloc'ed */
     size_t n_ids;
+    bool has_added_first; /* ids[0] was put in front by us: it is not part of an echo */
     bool opens_reasoning; /* the rendered chat ends with an open <think> */
 } hr_prompt;
 
