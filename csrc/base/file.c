@@ -12,7 +12,8 @@ static headrace_status open_regular(const char *path, int *fd, size_t *len, head
 {
     struct stat st;
 
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: a named pipe must be refused below, not waited for. */
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0)
         return hr_fail(err, HEADRACE_E_IO, "%s: %s", path, strerror(errno));
     if (fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode)) {

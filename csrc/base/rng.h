@@ -26,10 +26,11 @@ static inline uint64_t hr_rng_key(uint64_t seed, uint64_t position)
     return hr_mix64(hr_mix64(seed) ^ (position * 0xD1B54A32D192ED03u + 0x8CB92BA72F3D8DD7u));
 }
 
-/* In (0, 1), never 0 and never 1: (k + 1/2) / 2^53 with 53 random bits. */
+/* In (0, 1), never 0 and never 1: (k + 1/2) / 2^52 with 52 random bits (one bit more and the half would round up to 1).
+ */
 static inline double hr_rng_unit(uint64_t bits)
 {
-    return ((double)(bits >> 11) + 0.5) * 0x1p-53;
+    return ((double)(bits >> 12) + 0.5) * 0x1p-52;
 }
 
 #endif
