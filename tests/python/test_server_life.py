@@ -47,13 +47,13 @@ def test_clients_that_leave_free_everything(server):
 
 def test_clients_that_leave_the_queue_free_everything(make_server):
     server = make_server("--max-num-seqs", "1")
-    running = begin(server, {**LONG, "max_tokens": 3000})
+    running = begin(server, {**LONG, "max_tokens": 3000, "n": 16})
     read_some(running)
     waiting = [begin(server, {**LONG, "max_tokens": 3000, "stream": i % 2 == 0}) for i in range(3)]
-    server.wait_until(lambda: server.metrics()["num_requests_waiting"] == 3, "three waiting requests")
+    server.wait_until(lambda: server.metrics()["num_requests_waiting"] == 18, "three waiting requests")
     for sock in waiting:
         sock.close()
-    server.wait_until(lambda: server.metrics()["num_requests_waiting"] == 0, "an empty queue")
+    server.wait_until(lambda: server.metrics()["num_requests_waiting"] <= 15, "an empty queue")
     assert server.metrics()["num_requests_running"] == 1
     running.close()
     server.wait_until_idle()
@@ -61,10 +61,10 @@ def test_clients_that_leave_the_queue_free_everything(make_server):
 
 def test_a_full_queue_is_503_and_the_client_comes_again(make_server):
     server = make_server("--max-num-seqs", "1", "--max-num-queued-reqs", "1")
-    first = begin(server, {**LONG, "max_tokens": 3000})
+    first = begin(server, {**LONG, "max_tokens": 3000, "n": 16})  # one runs, its fifteen siblings wait: for long
     read_some(first)
     second = begin(server, {**LONG, "max_tokens": 3000})
-    server.wait_until(lambda: server.metrics()["num_requests_waiting"] == 1, "one waiting request")
+    server.wait_until(lambda: server.metrics()["num_requests_waiting"] == 16, "a waiting request")
     reply = server.post("/v1/chat/completions", {**LONG, "stream": False, "max_tokens": 1})
     assert (reply.status, reply.error["code"], reply.error["type"]) == (503, "queue_full", "server_error")
     assert 1 <= int(reply.fields["retry-after"]) <= 60
@@ -86,7 +86,7 @@ def test_a_full_queue_is_503_and_the_client_comes_again(make_server):
 
 def test_waiting_too_long_is_503(make_server):
     server = make_server("--max-num-seqs", "1", "--queue-timeout", "0.3")
-    first = begin(server, {**LONG, "max_tokens": 3500})
+    first = begin(server, {**LONG, "max_tokens": 3500, "n": 16})
     read_some(first)
     for stream in (True, False):
         reply = server.post("/v1/chat/completions", {**LONG, "stream": stream, "max_tokens": 1})
@@ -116,7 +116,8 @@ def test_a_drain_finishes_what_runs_and_refuses_what_comes(make_server):
 
 def test_a_second_signal_ends_streams_with_an_error(make_server):
     server = make_server()
-    streaming, whole = begin(server, {**LONG, "max_tokens": 3500}), begin(server, {**LONG, "max_tokens": 3500, "stream": False})
+    streaming, whole = (
+        begin(server, {**LONG, "max_tokens": 3500, "n": 16, "stream": stream}) for stream in (True, False))
     read_some(streaming)
     server.process.send_signal(signal.SIGTERM)
     server.wait_until(lambda: server.get("/ready").status == 503, "/ready to say no")
@@ -138,7 +139,7 @@ def test_a_drain_has_a_deadline(make_server):
 def test_an_error_event_reaches_the_openai_client(make_server):
     server = make_server("--shutdown-timeout", "0.1")
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0)
-    stream = client.chat.completions.create(model="tiny", messages=LONG["messages"], stream=True, max_tokens=3500,
+    stream = client.chat.completions.create(model="tiny", messages=LONG["messages"], stream=True, max_tokens=3500, n=16,
                                             extra_body={"ignore_eos": True})
     next(iter(stream))
     server.process.send_signal(signal.SIGTERM)
@@ -207,7 +208,7 @@ def test_limits_come_from_flags(make_server):
 
 def test_too_many_connections(make_server):
     server = make_server("--max-connections", "4", "--io-threads", "1")
-    busy = [begin(server, {**LONG, "max_tokens": 3500}) for _ in range(4)]
+    busy = [begin(server, {**LONG, "max_tokens": 3500, "n": 16}) for _ in range(4)]
     for sock in busy:
         read_some(sock)
     with server.connect() as sock:
