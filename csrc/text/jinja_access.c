@@ -372,9 +372,9 @@ static bool loop_attribute(hr_jinja_run *run, hr_jinja_loop *loop, const char *n
     else if (strcmp(name, "length") == 0)
         *out = hr_jinja_int(n);
     else if (strcmp(name, "depth") == 0)
-        *out = hr_jinja_int((int64_t)loop->depth + 1);
+        *out = hr_jinja_int(1); /* Jinja counts recursive loops only, and there are none */
     else if (strcmp(name, "depth0") == 0)
-        *out = hr_jinja_int((int64_t)loop->depth);
+        *out = hr_jinja_int(0);
     else if (strcmp(name, "previtem") == 0)
         *out = index > 0 ? loop->items[index - 1] : hr_jinja_undefined("loop.previtem");
     else if (strcmp(name, "nextitem") == 0)

@@ -16,10 +16,8 @@ static hr_jinja_scope *scope_new(hr_jinja_run *run, hr_jinja_scope *parent)
 {
     hr_jinja_scope *scope = hr_jinja_alloc(run, 1, sizeof *scope);
 
-    if (scope) {
+    if (scope)
         scope->parent = parent;
-        scope->loop_depth = parent ? parent->loop_depth : 0;
-    }
     return scope;
 }
 
@@ -471,7 +469,6 @@ static flow execute_for(hr_jinja_run *run, hr_jinja_scope *scope, const hr_jinja
         !filter_items(run, scope, node, &loop->items, &loop->n))
         return FLOW_FAILED;
     self.as.loop = loop;
-    loop->depth = scope->loop_depth;
     for (loop->index = 0; loop->index < loop->n; loop->index++) {
         flow result;
 
@@ -479,7 +476,6 @@ static flow execute_for(hr_jinja_run *run, hr_jinja_scope *scope, const hr_jinja
         if (!inner || !hr_jinja_set_variable(run, inner, "loop", &self) ||
             !assign(run, inner, node->a, &loop->items[loop->index]))
             return FLOW_FAILED;
-        inner->loop_depth = scope->loop_depth + 1;
         result = execute(run, inner, node->list);
         if (result == FLOW_FAILED)
             return result;

@@ -383,9 +383,10 @@ static bool parse_number(hr_jinja_run *run, const hr_jinja_string *string, bool 
             (void)hr_jinja_fail(run, "OverflowError: %s is beyond 64 bits", text);
             return false;
         }
-        *out = hr_jinja_int(integer);
-        if (*end == '\0')
+        if (*end == '\0') {
+            *out = hr_jinja_int(integer);
             return true;
+        }
     }
     real = strtod(text, &end);
     if (*end != '\0' || (as_integer && !(real > -0x1p63 && real < 0x1p63)))

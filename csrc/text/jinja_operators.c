@@ -191,6 +191,8 @@ bool hr_jinja_binary(hr_jinja_run *run, char op, const hr_jinja_value *a, const 
             return integer_arithmetic(run, op, integer_of(a), integer_of(b), out);
         return real_arithmetic(run, op, real_of(a), real_of(b), out);
     }
+    if (op == '%' && a->kind == HR_JINJA_VALUE_STRING)
+        return hr_jinja_fail(run, "formatting with %% is not supported; join the parts with ~");
     if (a->kind == HR_JINJA_VALUE_UNDEFINED || b->kind == HR_JINJA_VALUE_UNDEFINED)
         return hr_jinja_fail(run, "'%s' is undefined (operand of %s)",
                              a->kind == HR_JINJA_VALUE_UNDEFINED ? a->as.name : b->as.name, name);
@@ -202,8 +204,6 @@ bool hr_jinja_binary(hr_jinja_run *run, char op, const hr_jinja_value *a, const 
         return repeat(run, a, integer_of(b), out);
     if (op == '*' && (b->kind == HR_JINJA_VALUE_STRING || is_list_or_tuple(b)) && is_integer(a))
         return repeat(run, b, integer_of(a), out);
-    if (op == '%' && a->kind == HR_JINJA_VALUE_STRING)
-        return hr_jinja_fail(run, "formatting with %% is not supported; join the parts with ~");
     return hr_jinja_fail(run, "TypeError: unsupported operand types for %s: '%s' and '%s'", name, hr_jinja_type_name(a),
                          hr_jinja_type_name(b));
 }

@@ -106,7 +106,8 @@ static bool test_sequence(hr_jinja_run *run, const hr_jinja_value *s, const hr_j
 static bool test_callable(hr_jinja_run *run, const hr_jinja_value *s, const hr_jinja_value *a, bool *out)
 {
     (void)a;
-    *out = s->kind == HR_JINJA_VALUE_MACRO || s->kind == HR_JINJA_VALUE_FUNCTION || s->kind == HR_JINJA_VALUE_METHOD;
+    *out = s->kind == HR_JINJA_VALUE_UNDEFINED || /* it can be called, to fail */
+           s->kind == HR_JINJA_VALUE_MACRO || s->kind == HR_JINJA_VALUE_FUNCTION || s->kind == HR_JINJA_VALUE_METHOD;
     return hr_jinja_step(run, 1);
 }
 

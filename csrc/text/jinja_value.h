@@ -120,7 +120,6 @@ struct hr_jinja_method {
 struct hr_jinja_loop {
     hr_jinja_value *items; /* [n] */
     size_t n, index;
-    uint32_t depth; /* of loops around it, 0 for none */
 };
 
 typedef struct hr_jinja_variable hr_jinja_variable;
@@ -132,7 +131,6 @@ struct hr_jinja_variable {
 struct hr_jinja_scope {
     hr_jinja_scope *parent;
     hr_jinja_variable *variables;
-    uint32_t loop_depth;
 };
 
 typedef struct hr_jinja_run {

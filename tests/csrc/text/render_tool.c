@@ -71,13 +71,15 @@ static headrace_status answer(tool *t, const json_t *request, json_t *reply, hea
     return HEADRACE_OK;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     tool t = {0};
     char *line = NULL;
     size_t capacity = 0;
     ssize_t len;
 
+    if (argc == 3 && strcmp(argv[1], "--builtin") == 0)
+        return fputs(hr_chat_template_builtin(argv[2]), stdout) < 0;
     while ((len = getline(&line, &capacity, stdin)) > 0) {
         json_error_t json_error;
         headrace_error err = {0};
