@@ -13,12 +13,18 @@
 #include <math.h>
 #include <string.h>
 
+/* UNROLL_FOR: a loop of a constant, small number of rounds over an array that shall live in registers. Sanitizers check every
+ * access of every copy, which takes compilers minutes: for them the text stays loops and calls. */
+#ifdef HEADRACE_SANITIZED
+#define INLINE static inline
+#define UNROLL_FOR(I, N) for (int I = 0; I < (N); I++)
+#else
 #define INLINE static inline __attribute__((always_inline))
-/* A loop of a constant, small number of rounds over an array that shall live in registers. */
 #ifdef __clang__
 #define UNROLL_FOR(I, N) _Pragma("clang loop unroll(full)") for (int I = 0; I < (N); I++)
 #else
 #define UNROLL_FOR(I, N) _Pragma("GCC unroll 8") for (int I = 0; I < (N); I++)
+#endif
 #endif
 
 /* 3 x 4 accumulators and at most four operands: all 16 registers. */
