@@ -543,7 +543,7 @@ bool hr_jinja_slice(hr_jinja_run *run, const hr_jinja_value *subject, const hr_j
     for (size_t i = 0; i < count; i++)
         list.as.sequence->at[i] = items[start + (int64_t)i * step];
     if (is_string) {
-        const hr_jinja_string nothing = {0};
+        const hr_jinja_string nothing = {.at = ""};
 
         return hr_jinja_join(run, &nothing, list.as.sequence->at, count, true, out);
     }

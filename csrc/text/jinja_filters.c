@@ -162,7 +162,7 @@ static bool filter_last(hr_jinja_run *run, const hr_jinja_value *s, const hr_jin
 
 static bool filter_reverse(hr_jinja_run *run, const hr_jinja_value *s, const hr_jinja_value *a, hr_jinja_value *out)
 {
-    const hr_jinja_string nothing = {0};
+    const hr_jinja_string nothing = {.at = ""};
     hr_jinja_value *items, list;
     size_t n;
 

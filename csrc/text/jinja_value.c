@@ -141,7 +141,7 @@ bool hr_jinja_store_add_text(hr_jinja_run *run, hr_jinja_store *store, const cha
 hr_jinja_value hr_jinja_store_value(hr_jinja_store *store)
 {
     return hr_jinja_string_value(
-        (hr_jinja_string){.at = store->at, .from = store->from, .len = store->used, .store = store});
+        (hr_jinja_string){.at = store->at ? store->at : "", .from = store->from, .len = store->used, .store = store});
 }
 
 /* Templates build long texts by `ns.text = ns.text + more`: the left side's store is appended to where nobody else has.
@@ -167,7 +167,7 @@ bool hr_jinja_concat(hr_jinja_run *run, const hr_jinja_string *left, const hr_ji
 
 hr_jinja_string hr_jinja_substring(const hr_jinja_string *string, size_t from, size_t to)
 {
-    hr_jinja_string part = {.at = string->at ? string->at + from : NULL, .len = to - from, .is_data = string->is_data};
+    hr_jinja_string part = {.at = string->at + from, .len = to - from, .is_data = string->is_data};
 
     if (string->from)
         part.from = string->from + from;
