@@ -356,7 +356,7 @@ static void make_cache(cache *c, const hr_cpu_kernels *table, uint32_t d, uint32
 static void attend(const float *q, const float *keys, const float *values, uint32_t d, uint32_t n_context, double scale,
                    double *out)
 {
-    double weights[256], largest = -INFINITY, sum = 0;
+    double weights[256], largest = -HUGE_VAL, sum = 0;
 
     for (uint32_t t = 0; t < n_context; t++) {
         weights[t] = 0;
