@@ -2,6 +2,8 @@
  *
  * Logits are large (V fp32 values a row), so outputs go through in groups: a prompt whose every position is scored
  * needs no more memory than a short answer, at the price of reading the head once a group.
+ *
+ * The taps of this file carry layer n_layers and come once a group, in the order of the outputs.
  */
 #include "backend/cpu/cpu.h"
 
