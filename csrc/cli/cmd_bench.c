@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RUNS_MAX = 1000, STREAMS_MAX = 4096 };
+enum { RUNS_MAX = 1000, STREAMS_MAX = 4096, LENGTH_MAX = 1 << 24 };
 
 typedef struct spread {
     double min, median, max;
@@ -286,6 +286,11 @@ int hr_cmd_bench(int argc, char **argv)
         hr_options_destroy(options);
         return HR_EXIT_USAGE;
     }
+    if (b.input_len < 1 || b.output_len < 1 || b.input_len > LENGTH_MAX || b.output_len > LENGTH_MAX) {
+        (void)fprintf(stderr, "headrace: --input-len and --output-len: 1 to %d\n", LENGTH_MAX);
+        hr_options_destroy(options);
+        return HR_EXIT_USAGE;
+    }
     code = hr_open_model(options, &(hr_model_choice){.argument = 1}, &b.model, &used);
     if (code == HR_EXIT_OK) {
         headrace_engine_options engine_options;
@@ -303,9 +308,9 @@ int hr_cmd_bench(int argc, char **argv)
             engine_options.max_num_queued_reqs = STREAMS_MAX;
         code = hr_open_engine(b.model, &engine_options, &b.engine);
     }
-    b.prompt = calloc(b.input_len ? b.input_len : 1, sizeof *b.prompt);
+    b.prompt = calloc(b.input_len, sizeof *b.prompt);
     if (code == HR_EXIT_OK)
-        code = b.prompt ? (is_latency ? latency(options, &b) : throughput(options, &b)) : HR_EXIT_MEMORY;
+        code = b.prompt ? (is_latency ? latency(options, &b) : throughput(options, &b)) : hr_out_of_memory();
     free(b.prompt);
     headrace_engine_close(b.engine);
     headrace_model_close(b.model);

@@ -24,7 +24,9 @@ static void print_info(const headrace_model *model)
         (void)printf("experts          %u, %u a token\n", info.n_experts, info.n_experts_used);
     (void)printf("vocabulary       %u rows, %u with text\ncontext          %u\n", info.vocab_size, info.tokenizer_size,
                  info.max_positions);
-    (void)printf("ids              bos %d, end", info.bos_id);
+    (void)printf(info.bos_id < 0 ? "ids              no bos, end" : "ids              bos %d, end", info.bos_id);
+    if (info.n_eos_ids == 0)
+        (void)fputs(" unknown", stdout);
     for (uint32_t i = 0; i < info.n_eos_ids; i++)
         (void)printf(" %d", info.eos_ids[i]);
     (void)printf("\nchat template    %s\nsampling         %s\n",
@@ -128,7 +130,7 @@ int hr_cmd_tokenize(int argc, char **argv)
     const char *argument = hr_options_argument(options, used ? 1 : 0);
     text = argument ? strdup(argument) : read_stdin(&len);
     if (!text) {
-        code = HR_EXIT_MEMORY;
+        code = hr_out_of_memory();
         goto done;
     }
     if (argument)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { TEXT_BYTES_MAX = 1 << 30 };
 
@@ -60,6 +61,19 @@ static int write_logits(const hr_options *options, headrace_model *model, const 
     return status == HEADRACE_OK ? HR_EXIT_OK : hr_report(&err);
 }
 
+/* Asked before hours of computing, not after. */
+static bool can_write_into_folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+    bool can = folder && access(folder, W_OK) == 0 && hr_file_is_directory(folder);
+
+    if (!can)
+        (void)fprintf(stderr, "headrace: --out %s: no folder there that may be written to\n", path);
+    free(folder);
+    return can;
+}
+
 int hr_cmd_logits(int argc, char **argv)
 {
     hr_options *options = hr_options_parse(
@@ -75,6 +89,10 @@ int hr_cmd_logits(int argc, char **argv)
         (void)fputs("headrace: logits needs --ids FILE.json and --out FILE.safetensors\n", stderr);
         hr_options_destroy(options);
         return HR_EXIT_USAGE;
+    }
+    if (!can_write_into_folder_of(hr_option_text(options, "out"))) {
+        hr_options_destroy(options);
+        return HR_EXIT_FAILURE;
     }
     code = hr_open_model(options, &(hr_model_choice){0}, &model, &used);
     if (code == HR_EXIT_OK)
@@ -113,9 +131,13 @@ static int score_ids(const hr_options *options, headrace_model *model, const int
     int code = HR_EXIT_OK;
 
     headrace_model_get_info(model, &info);
-    if (window < 2 || info.bos_id < 0) {
-        (void)fputs("headrace: score needs --window of at least 2 and a model with a bos id\n", stderr);
+    if (window < 2 || window > info.max_positions) {
+        (void)fprintf(stderr, "headrace: --window: 2 to %u, the positions of this model\n", info.max_positions);
         return HR_EXIT_USAGE;
+    }
+    if (info.bos_id < 0) {
+        (void)fputs("headrace: score needs a model with a bos id\n", stderr);
+        return HR_EXIT_FAILURE;
     }
     compute.exact = hr_option_bool(options, "exact");
     float *logits = calloc((size_t)window * info.vocab_size, sizeof *logits);
@@ -124,7 +146,7 @@ static int score_ids(const hr_options *options, headrace_model *model, const int
         size_t n = n_ids - at < window - 1 ? n_ids - at : window - 1;
 
         if (!logits || !rows) {
-            code = HR_EXIT_MEMORY;
+            code = hr_out_of_memory();
             break;
         }
         rows[0] = info.bos_id;

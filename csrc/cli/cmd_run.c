@@ -5,6 +5,7 @@
  */
 #include "cli/program.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,7 +29,7 @@ typedef struct conversation {
     bool is_raw;
 } conversation;
 
-static void set_sampling(const hr_options *options, conversation *c)
+static int set_sampling(const hr_options *options, conversation *c)
 {
     uint32_t n;
     const char *const *stop = hr_option_list(options, "stop", &n);
@@ -45,8 +46,13 @@ static void set_sampling(const hr_options *options, conversation *c)
         c->sampling.min_p = (float)hr_option_real(options, "min-p");
     if (hr_option_given(options, "repetition-penalty"))
         c->sampling.repetition_penalty = (float)hr_option_real(options, "repetition-penalty");
-    for (uint32_t i = 0; i < n && i < HEADRACE_STOP_MAX; i++)
+    if (n > HEADRACE_STOP_MAX) {
+        (void)fprintf(stderr, "headrace: --stop: %u given, at most %d\n", n, HEADRACE_STOP_MAX);
+        return HR_EXIT_USAGE;
+    }
+    for (uint32_t i = 0; i < n; i++)
         c->sampling.stop[c->sampling.n_stop++] = stop[i];
+    return HR_EXIT_OK;
 }
 
 static void add_message(conversation *c, const char *role, const char *text, size_t len)
@@ -97,7 +103,7 @@ static int answer_once(conversation *c, const char *raw_prompt, hr_buffer *answe
     headrace_free(ids);
     interrupted = 0;
     while (status == HEADRACE_OK || status == HEADRACE_E_TIMEOUT) {
-        if (interrupted)
+        if (interrupted || ferror(stdout)) /* nobody reads on: main reports it */
             headrace_stream_cancel(stream);
         status = headrace_stream_next(stream, 100000, &event);
         if (status != HEADRACE_OK)
@@ -111,43 +117,71 @@ static int answer_once(conversation *c, const char *raw_prompt, hr_buffer *answe
         }
     }
     headrace_stream_destroy(stream);
-    (void)putchar('\n');
-    return status == HEADRACE_E_CLOSED && err.status == HEADRACE_OK ? HR_EXIT_OK : hr_report(&err);
+    if (stream)
+        (void)putchar('\n');
+    if (status == HEADRACE_E_CLOSED && err.status == HEADRACE_OK)
+        return HR_EXIT_OK;
+    if (err.status == HEADRACE_OK)
+        err.status = status;
+    return hr_report(&err);
+}
+
+/* Forgets everything after the first n messages. */
+static void cut_messages(conversation *c, size_t n)
+{
+    json_t *messages = json_object_get(c->request, "messages");
+
+    while (json_array_size(messages) > n)
+        (void)json_array_remove(messages, json_array_size(messages) - 1);
+}
+
+/* One turn. A message that failed is taken back: a line that is not UTF-8, or a conversation that outgrew the context,
+ * must not spoil every turn after it. */
+static int chat_turn(conversation *c, const char *line, size_t len)
+{
+    size_t n_before = json_array_size(json_object_get(c->request, "messages"));
+    hr_buffer answer = {0};
+    int code;
+
+    if (!c->is_raw)
+        add_message(c, "user", line, len);
+    code = answer_once(c, line, &answer);
+    if (code != HR_EXIT_OK)
+        cut_messages(c, n_before);
+    else if (!c->is_raw)
+        add_message(c, "assistant", answer.at ? answer.at : "", answer.len);
+    hr_buffer_deinit(&answer);
+    return code;
 }
 
 static int chat(conversation *c)
 {
+    size_t n_system = json_array_size(json_object_get(c->request, "messages"));
     char *line = NULL;
     size_t capacity = 0;
     ssize_t len;
     int code = HR_EXIT_OK;
 
     (void)fputs("Type a message; Ctrl-C stops an answer, Ctrl-D ends, /clear forgets.\n", stderr);
-    for (;;) {
-        hr_buffer answer = {0};
-
+    while (code != HR_EXIT_DEVICE) {
         (void)fputs("> ", stderr);
+        errno = 0;
         len = getline(&line, &capacity, stdin);
-        if (len < 0)
+        if (len < 0 && errno == EINTR) { /* Ctrl-C at the prompt, or just after an answer: a fresh line */
+            clearerr(stdin);
+            (void)fputc('\n', stderr);
+            continue;
+        }
+        if (len < 0 || ferror(stdout))
             break;
         while (len > 0 && (line[len - 1] == '\n' || line[len - 1] == '\r'))
             line[--len] = '\0';
         if (len == 0)
             continue;
-        if (strcmp(line, "/clear") == 0) {
-            json_t *messages = json_object_get(c->request, "messages"), *first = json_array_get(messages, 0);
-            bool has_system = first && strcmp(json_string_value(json_object_get(first, "role")), "system") == 0;
-
-            while (json_array_size(messages) > (has_system ? 1u : 0u))
-                (void)json_array_remove(messages, json_array_size(messages) - 1);
-            continue;
-        }
-        add_message(c, "user", line, (size_t)len);
-        code = answer_once(c, NULL, &answer);
-        add_message(c, "assistant", answer.at ? answer.at : "", answer.len);
-        hr_buffer_deinit(&answer);
-        if (code == HR_EXIT_DEVICE)
-            break;
+        if (strcmp(line, "/clear") == 0)
+            cut_messages(c, n_system);
+        else
+            code = chat_turn(c, line, (size_t)len);
     }
     free(line);
     (void)fputc('\n', stderr);
@@ -177,7 +211,12 @@ static int run_conversation(const hr_options *options, conversation *c, const ch
             hr_buffer_add(&text, block, n);
         prompt = piped = hr_buffer_take(&text, NULL);
         if (!piped)
-            return HR_EXIT_MEMORY;
+            return hr_out_of_memory();
+    }
+    if (*prompt == '\0') {
+        (void)fputs("headrace: the prompt is empty\n", stderr);
+        free(piped);
+        return HR_EXIT_USAGE;
     }
     if (!c->is_raw)
         add_message(c, "user", prompt, strlen(prompt));
@@ -212,10 +251,11 @@ int hr_cmd_run(int argc, char **argv)
     if (code == HR_EXIT_OK) {
         if (hr_option_bool(options, "verbose"))
             hr_print_summary(c.model, c.engine);
-        set_sampling(options, &c);
         c.is_raw = hr_option_bool(options, "raw");
         c.request = json_pack("{s:[]}", "messages");
-        code = run_conversation(options, &c, hr_options_argument(options, used ? 1 : 0));
+        code = set_sampling(options, &c);
+        if (code == HR_EXIT_OK)
+            code = run_conversation(options, &c, hr_options_argument(options, used ? 1 : 0));
         json_decref(c.request);
     }
     headrace_engine_close(c.engine);

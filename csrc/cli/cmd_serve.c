@@ -8,7 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEYS_MAX = 64, KEY_FILE_BYTES_MAX = 64 * 1024 };
+enum {
+    KEYS_MAX = 64,
+    KEY_FILE_BYTES_MAX = 64 * 1024,
+    HEADER_BYTES_MIN = 256,
+    HEADER_BYTES_MAX = 16 * 1024 * 1024,
+    SECONDS_MAX = 1000000,
+};
 
 typedef struct keys {
     const char *at[KEYS_MAX]; /* borrowed from options, or from file_text */
@@ -26,16 +32,25 @@ static int collect_keys(const hr_options *options, keys *out)
     size_t len;
 
     *out = (keys){0};
-    for (uint32_t i = 0; i < n && out->n < KEYS_MAX; i++)
+    for (uint32_t i = 0; i < n && out->n < KEYS_MAX; i++) {
+        if (*list[i] == '\0') {
+            (void)fputs("headrace: --api-key: an empty key would let everybody in\n", stderr);
+            return HR_EXIT_USAGE;
+        }
         out->at[out->n++] = list[i];
+    }
     if (!path)
         return HR_EXIT_OK;
     if (hr_file_read(path, KEY_FILE_BYTES_MAX, &out->file_text, &len, &err) != HEADRACE_OK)
         return hr_report(&err);
-    for (char *next, *line = strtok_r(out->file_text, "\r\n", &next); line && out->n < KEYS_MAX;
-         line = strtok_r(NULL, "\r\n", &next)) {
-        if (*line && *line != '#')
-            out->at[out->n++] = line;
+    for (char *next, *line = strtok_r(out->file_text, "\r\n", &next); line; line = strtok_r(NULL, "\r\n", &next)) {
+        if (*line == '#')
+            continue;
+        if (out->n == KEYS_MAX) {
+            (void)fprintf(stderr, "headrace: --api-key-file %s: more than %d keys in all\n", path, KEYS_MAX);
+            return HR_EXIT_USAGE;
+        }
+        out->at[out->n++] = line;
     }
     if (out->n == n) {
         (void)fprintf(stderr, "headrace: --api-key-file %s: no key in it\n", path);
@@ -51,6 +66,20 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
     if (port > 65535) {
         (void)fprintf(stderr, "headrace: --port: %u is more than 65535\n", port);
         return HR_EXIT_USAGE;
+    }
+    if (hr_option_size(options, "max-header") < HEADER_BYTES_MIN ||
+        hr_option_size(options, "max-header") > HEADER_BYTES_MAX) {
+        (void)fprintf(stderr, "headrace: --max-header: %d to %d bytes\n", HEADER_BYTES_MIN, HEADER_BYTES_MAX);
+        return HR_EXIT_USAGE;
+    }
+    for (int i = 0; i < 2; i++) {
+        const char *name = i == 0 ? "queue-timeout" : "shutdown-timeout";
+        double seconds = hr_option_real(options, name);
+
+        if (seconds < 0 || seconds > SECONDS_MAX) {
+            (void)fprintf(stderr, "headrace: --%s: %g is outside 0..%d seconds\n", name, seconds, SECONDS_MAX);
+            return HR_EXIT_USAGE;
+        }
     }
     hr_server_options_init(out);
     out->host = hr_option_text(options, "host");

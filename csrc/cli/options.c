@@ -16,7 +16,13 @@
 
 enum { KEY_BASE = 0x1000, KEY_NO_BASE = 0x2000, LIST_MAX = 64, ARGUMENTS_MAX = 8, CONFIG_BYTES_MAX = 1 << 20 };
 
-typedef enum source { SOURCE_NONE, SOURCE_DEFAULT, SOURCE_CONFIG, SOURCE_ENVIRONMENT, SOURCE_FLAG } source;
+typedef enum source {
+    SOURCE_NONE,
+    SOURCE_DEFAULT,
+    SOURCE_CONFIG,
+    SOURCE_ENVIRONMENT,
+    SOURCE_FLAG = HR_RANK_FLAG
+} source;
 static const char *const source_names[] = {"unset", "default", "config file", "environment", "flag"};
 
 typedef struct value {
@@ -178,7 +184,8 @@ static void set_value(hr_options *options, uint32_t row, const char *text, sourc
         clear_value(v);
     v->from = from;
     /* Keys and stop texts may hold commas: only the names that never do are split. */
-    const char *separators = def->kind == HR_OPTION_LIST && strcmp(def->name, "stop") != 0 ? "," : "";
+    bool is_whole = strcmp(def->name, "stop") == 0 || strcmp(def->name, "api-key") == 0;
+    const char *separators = def->kind == HR_OPTION_LIST && !is_whole ? "," : "";
     for (const char *at = text;;) {
         size_t len = *separators ? strcspn(at, separators) : strlen(at);
 
@@ -233,6 +240,17 @@ static void read_environment(hr_options *options)
     }
 }
 
+/* "value  # why": what --print-config writes can be read back. A # inside a word belongs to the word. */
+static void cut_comment(char *text)
+{
+    for (char *at = text; (at = strchr(at, '#')); at++) {
+        if (at == text || isspace((unsigned char)at[-1])) {
+            *at = '\0';
+            return;
+        }
+    }
+}
+
 static void read_config_line(hr_options *options, const char *path, unsigned number, char *line)
 {
     char *name = line + strspn(line, " \t"), *equals, *text, *end;
@@ -247,6 +265,8 @@ static void read_config_line(hr_options *options, const char *path, unsigned num
         end--;
     row = find_row(options, name, (size_t)(end - name));
     text = equals + 1 + strspn(equals + 1, " \t");
+    if (*text != '"')
+        cut_comment(text);
     end = text + strlen(text);
     while (end > text && isspace((unsigned char)end[-1]))
         *--end = '\0';
@@ -257,6 +277,8 @@ static void read_config_line(hr_options *options, const char *path, unsigned num
     if (row == UINT32_MAX)
         usage_error(options, "%s, line %u: `headrace %s` has no option \"%.*s\"", path, number, options->name,
                     (int)strcspn(name, " \t="), name);
+    if (*text == '\0') /* unset, as --print-config writes it */
+        return;
     set_value(options, row, text, SOURCE_CONFIG);
 }
 
@@ -361,15 +383,24 @@ static void widen_short_names(int argc, char **argv)
     }
 }
 
+static const char help_footer[] =
+    "\vAn option without a value has a --no-NAME. Sizes take k, m, g (1000) and ki, mi, gi (1024). Every option can be "
+    "set by the environment as well (--max-model-len: HEADRACE_MAX_MODEL_LEN) and in the --config file; a flag wins "
+    "over "
+    "the environment, the environment over the file.";
+
 hr_options *hr_options_parse(int argc, char **argv, unsigned command, const char *arguments, const char *description,
                              uint32_t min_arguments, uint32_t max_arguments)
 {
     hr_options *options = calloc(1, sizeof *options);
     char **help_texts, *program;
     struct argp_option *table = make_argp_table(command, &help_texts);
-    struct argp argp = {.options = table, .parser = on_argument, .args_doc = arguments, .doc = description};
+    struct argp argp = {.options = table, .parser = on_argument, .args_doc = arguments};
+    char *doc;
 
     HR_ASSERT(options && max_arguments <= ARGUMENTS_MAX);
+    HR_ASSERT(asprintf(&doc, "%s%s", description, help_footer) >= 0);
+    argp.doc = doc;
     options->command = command;
     options->name = argv[0];
     options->min_arguments = min_arguments;
@@ -393,6 +424,7 @@ hr_options *hr_options_parse(int argc, char **argv, unsigned command, const char
     free(help_texts);
     free(table);
     free(program);
+    free(doc);
     return options;
 }
 
@@ -413,6 +445,11 @@ const char *hr_options_argument(const hr_options *options, uint32_t i)
     return i < options->n_arguments ? options->arguments[i] : NULL;
 }
 
+bool hr_options_is_full(const hr_options *options)
+{
+    return options->n_arguments == options->max_arguments;
+}
+
 static const value *find_value(const hr_options *options, const char *name)
 {
     uint32_t row = find_row(options, name, strlen(name));
@@ -431,6 +468,11 @@ const char *hr_option_text(const hr_options *options, const char *name)
 bool hr_option_given(const hr_options *options, const char *name)
 {
     return find_value(options, name)->from > SOURCE_DEFAULT;
+}
+
+int hr_option_rank(const hr_options *options, const char *name)
+{
+    return (int)find_value(options, name)->from;
 }
 
 uint64_t hr_option_uint(const hr_options *options, const char *name)

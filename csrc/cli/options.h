@@ -57,11 +57,17 @@ void hr_options_destroy(hr_options *options);
 
 /* Positional arguments. NULL past the end. */
 const char *hr_options_argument(const hr_options *options, uint32_t i);
+/* Whether every positional argument that the command can take is given. */
+bool hr_options_is_full(const hr_options *options);
 
 /* Values by long name; asking for an option that the table does not have is our own mistake (assertion). Text is NULL
  * when neither given nor defaulted. */
 const char *hr_option_text(const hr_options *options, const char *name);
 bool hr_option_given(const hr_options *options, const char *name); /* not from the default */
+/* How strong the value's source is, for options that exclude each other: 0 unset, then default, configuration file,
+ * environment, flag. */
+enum { HR_RANK_FLAG = 4 };
+int hr_option_rank(const hr_options *options, const char *name);
 uint64_t hr_option_uint(const hr_options *options, const char *name);
 uint32_t hr_option_u32(const hr_options *options, const char *name);
 uint64_t hr_option_size(const hr_options *options, const char *name);

@@ -73,22 +73,35 @@ void hr_wait_readable(int fd, int timeout_ms)
 
 /* ---------------------------------------------------------------- model and engine */
 
-char *hr_model_path(const hr_options *options, uint32_t argument, bool *used_argument)
+int hr_out_of_memory(void)
 {
-    const char *path = hr_option_text(options, "model"), *hub = hr_option_text(options, "hf");
+    (void)fputs("headrace: out of memory\n", stderr);
+    return HR_EXIT_MEMORY;
+}
 
-    *used_argument = false;
-    if (hub)
-        return hr_hub_find(hub);
-    if (!path) {
-        path = hr_options_argument(options, argument);
-        *used_argument = path != NULL;
+int hr_model_path(const hr_options *options, uint32_t argument, char **path, bool *used_argument)
+{
+    const char *chosen = hr_option_text(options, "model"), *hub = hr_option_text(options, "hf");
+    int model_rank = hr_option_rank(options, "model"), hub_rank = hr_option_rank(options, "hf");
+    int rank = model_rank > hub_rank ? model_rank : hub_rank;
+    bool is_full = hr_options_is_full(options);
+
+    *path = NULL;
+    *used_argument = is_full || (!chosen && !hub);
+    if ((is_full && rank == HR_RANK_FLAG) || (chosen && hub && model_rank == hub_rank)) {
+        (void)fputs("headrace: the model is given twice: by MODEL, --model or --hf, not two of them\n", stderr);
+        return HR_EXIT_USAGE;
     }
-    if (!path) {
+    if (!*used_argument && hub && hub_rank > model_rank)
+        return hr_hub_find(hub, path);
+    if (*used_argument)
+        chosen = hr_options_argument(options, argument);
+    if (!chosen || !*chosen) {
         (void)fputs("headrace: which model? Give a folder, a .gguf file, \"tiny\", or -hf ORG/NAME\n", stderr);
-        return NULL;
+        return HR_EXIT_USAGE;
     }
-    return strdup(path);
+    *path = strdup(chosen);
+    return *path ? HR_EXIT_OK : hr_out_of_memory();
 }
 
 typedef struct progress {
@@ -119,12 +132,13 @@ int hr_open_model(const hr_options *options, const hr_model_choice *choice, head
     headrace_model_options model_options;
     headrace_error err = {0};
     progress shown = {.started_us = hr_now_us()};
-    char *path = hr_model_path(options, choice->argument, used_argument);
     headrace_status status;
+    char *path;
+    int code = hr_model_path(options, choice->argument, &path, used_argument);
 
     *out = NULL;
-    if (!path)
-        return HR_EXIT_USAGE;
+    if (code != HR_EXIT_OK)
+        return code;
     headrace_model_options_init(&model_options);
     model_options.path = path;
     model_options.skip_weights = choice->skip_weights;
@@ -194,7 +208,7 @@ void hr_print_summary(const headrace_model *model, const headrace_engine *engine
 
 /* ---------------------------------------------------------------- id files */
 
-static bool read_list(const json_t *list, uint32_t vocab_size, size_t i, hr_id_lists *out)
+static bool read_list(const char *path, const json_t *list, uint32_t vocab_size, size_t i, hr_id_lists *out)
 {
     size_t n = json_array_size(list);
 
@@ -206,7 +220,7 @@ static bool read_list(const json_t *list, uint32_t vocab_size, size_t i, hr_id_l
         json_int_t id = json_integer_value(entry);
 
         if (!json_is_integer(entry) || id < 0 || id >= (json_int_t)vocab_size) {
-            (void)fprintf(stderr, "headrace: ids[%zu][%zu] is not a token id; this model has 0 to %u\n", i, k,
+            (void)fprintf(stderr, "headrace: %s: ids[%zu][%zu] is not a token id; this model has 0 to %u\n", path, i, k,
                           vocab_size - 1);
             return false;
         }
@@ -241,7 +255,7 @@ int hr_read_id_lists(const char *path, uint32_t vocab_size, hr_id_lists *out)
             (void)fprintf(stderr, "headrace: %s: entry %zu: expected a list of at least one token id\n", path, i);
             goto done;
         }
-        if (!read_list(list, vocab_size, i, out))
+        if (!read_list(path, list, vocab_size, i, out))
             goto done;
     }
     code = HR_EXIT_OK;

@@ -23,12 +23,16 @@ int hr_report(const headrace_error *err);
 /* For the commands that log: sends the library's lines to stderr by --verbose and --quiet. */
 void hr_setup_log(const hr_options *options);
 
-/* Which model is meant: --model, --hf, their environment twins, or the given positional argument. NULL after printing
- * why not. The result is malloc'ed. *used_argument tells whether the first positional argument was the model. */
-char *hr_model_path(const hr_options *options, uint32_t argument, bool *used_argument);
-/* Looks for ORG/NAME[:QUANT] in the local Hub cache; never asks the network. NULL after printing the command that
- * downloads it. */
-char *hr_hub_find(const char *reference);
+/* Says so on stderr and returns HR_EXIT_MEMORY. */
+int hr_out_of_memory(void);
+
+/* Which model is meant: when the command has all its positional arguments, the given one; else --model or --hf
+ * (whichever came from the stronger source), else the given positional argument. 0 and *path (malloc'ed), or an exit
+ * code after printing why not. *used_argument tells whether the positional argument was the model. */
+int hr_model_path(const hr_options *options, uint32_t argument, char **path, bool *used_argument);
+/* Looks for ORG/NAME[:QUANT] in the local Hub cache; never asks the network. 0 and *path (malloc'ed), or an exit code
+ * after printing what is wrong with the reference or the command that downloads it. */
+int hr_hub_find(const char *reference, char **path);
 typedef struct hr_model_choice {
     uint32_t argument;         /* which positional argument names the model */
     const char *chat_template; /* NULL: the checkpoint's own */
