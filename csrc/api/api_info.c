@@ -134,7 +134,7 @@ static uint32_t add_scalar(hr_buffer *json, hr_gguf_type type, const unsigned ch
     static const uint32_t sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     uint32_t size = (uint32_t)type < sizeof sizes / sizeof *sizes ? sizes[type] : 0;
     uint64_t bits = size > 0 ? little_endian(at, size) : 0;
-    uint32_t unused = 64 - 8 * size;
+    uint32_t unused = size > 0 ? 64 - 8 * size : 0;
     double real;
     float narrow;
 

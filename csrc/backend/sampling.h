@@ -9,9 +9,10 @@
  * of (seed, position, id): it needs no sorted order and no running sum, so every backend draws the same token, and a
  * request's tokens do not depend on what shares its batch.
  *
- * Filters are transformers' warpers to the letter: top_k keeps every id that equals the k-th largest logit; top_p drops, in
- * ascending order, what has a running probability <= 1 - top_p and always keeps the last (of equal logits at the border the
- * lower ids stay, which torch's unstable sort leaves open); min_p keeps what has at least min_p times the largest probability.
+ * Filters are transformers' warpers to the letter: top_k keeps every id that equals the k-th largest logit; top_p
+ * drops, in ascending order, what has a running probability <= 1 - top_p and always keeps the last (of equal logits at
+ * the border the lower ids stay, which torch's unstable sort leaves open); min_p keeps what has at least min_p times
+ * the largest probability.
  *
  * Reported logprobs are of the raw logits (log softmax before anything above), as vLLM's default.
  */
@@ -23,9 +24,9 @@
 /* One row's parameters. Owned by the sequence; constant while it lives. */
 typedef struct hr_sampling_params {
     float temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-    int32_t top_k; /* <= 0: off */
-    uint64_t seed;
+    int32_t top_k;       /* <= 0: off */
     uint32_t min_tokens; /* output ids before which stop ids are impossible */
+    uint64_t seed;
     uint32_t n_bias, n_stop_ids;
     const headrace_bias *bias; /* borrowed from the sequence */
     const int32_t *stop_ids; /* every id that ends the answer: the model's own (unless ignore_eos) and the request's */
@@ -62,14 +63,14 @@ void hr_sample_token(hr_sampler *sampler, float *logits, uint32_t n_valid, const
 
 /* A token that may be drawn. */
 typedef struct hr_candidate {
-    float   z;      /* logit after penalties, temperature and filters */
-    float   weight; /* exp(z - largest z), in [0, 1] */
+    float z;      /* logit after penalties, temperature and filters */
+    float weight; /* exp(z - largest z), in [0, 1] */
     int32_t id;
 } hr_candidate;
 
-/* Everything of hr_sample_token but the draw, for tests and tools: *kept [returned count] lists the ids that may be drawn, in no
- * particular order, valid until the sampler's next call. With temperature 0 it is the one id that is taken. 0 when the logits
- * are bad (NaN, +inf, or nothing finite). logits is overwritten. */
+/* Everything of hr_sample_token but the draw, for tests and tools: *kept [returned count] lists the ids that may be
+ * drawn, in no particular order, valid until the sampler's next call. With temperature 0 it is the one id that is
+ * taken. 0 when the logits are bad (NaN, +inf, or nothing finite). logits is overwritten. */
 uint32_t hr_sampler_process(hr_sampler *sampler, float *logits, uint32_t n_valid, const hr_sampling_params *params,
                             const hr_history *history, const hr_candidate **kept);
 /* Log probability, rank and alternatives of a given id (prompt logprobs). logits is not changed. */

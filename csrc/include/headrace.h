@@ -166,41 +166,41 @@ HEADRACE_API headrace_status headrace_chat_render(const headrace_model *model, c
                                                   size_t *n_ids, headrace_error *err);
 
 /* What a chat model says, parted as the OpenAI wire format wants it. Text goes in as it comes from the stream (with
- * sampling.keep_special set when tool calls are looked for, because their markers are special tokens); parts come out. Tags that
- * span tokens are held back while they may become one. One thread at a time. */
+ * sampling.keep_special set when tool calls are looked for, because their markers are special tokens); parts come out.
+ * Tags that span tokens are held back while they may become one. One thread at a time. */
 typedef struct headrace_chat_parser headrace_chat_parser;
 
 enum {
-    HEADRACE_OUTPUT_REASONING = 1, /* <think> ... </think> at the beginning is reasoning */
-    HEADRACE_OUTPUT_TOOLS = 2,     /* tool call blocks become calls; without it they stay content */
-    HEADRACE_OUTPUT_IN_REASONING = 4,    /* the rendered prompt ended with an open <think> */
+    HEADRACE_OUTPUT_REASONING = 1,    /* <think> ... </think> at the beginning is reasoning */
+    HEADRACE_OUTPUT_TOOLS = 2,        /* tool call blocks become calls; without it they stay content */
+    HEADRACE_OUTPUT_IN_REASONING = 4, /* the rendered prompt ended with an open <think> */
 };
 
 typedef struct headrace_tool_call {
-    const char *id;        /* "call_" + 24 characters */
+    const char *id; /* "call_" + 24 characters */
     const char *name;
     const char *arguments; /* JSON text of an object */
 } headrace_tool_call;
 
 /* What came free since the last take. Pointers are valid until the next call on the parser. */
 typedef struct headrace_chat_delta {
-    const char               *content, *reasoning; /* terminated, whole characters; may be empty, never NULL */
-    size_t                    content_len, reasoning_len;
-    const headrace_tool_call *calls;               /* [n_calls], complete ones; NULL if none */
-    uint32_t                  n_calls;
-    uint32_t                  first_call;          /* how many were taken before */
+    const char *content, *reasoning; /* terminated, whole characters; may be empty, never NULL */
+    size_t content_len, reasoning_len;
+    const headrace_tool_call *calls; /* [n_calls], complete ones; NULL if none */
+    uint32_t n_calls;
+    uint32_t first_call; /* how many were taken before */
 } headrace_chat_delta;
 
 /* id_seed: where the calls' ids come from. Errors: E_MEMORY. */
 HEADRACE_API headrace_status headrace_chat_parser_create(uint32_t flags, uint64_t id_seed, headrace_chat_parser **out,
                                                          headrace_error *err);
-HEADRACE_API void            headrace_chat_parser_add(headrace_chat_parser *parser, const char *text, size_t len);
+HEADRACE_API void headrace_chat_parser_add(headrace_chat_parser *parser, const char *text, size_t len);
 /* The end of the text: nothing is held back any more; a call block that does not parse becomes content. */
-HEADRACE_API void            headrace_chat_parser_finish(headrace_chat_parser *parser);
+HEADRACE_API void headrace_chat_parser_finish(headrace_chat_parser *parser);
 /* Errors: E_MEMORY (something was lost on the way). */
 HEADRACE_API headrace_status headrace_chat_parser_take(headrace_chat_parser *parser, headrace_chat_delta *out,
                                                        headrace_error *err);
-HEADRACE_API void            headrace_chat_parser_destroy(headrace_chat_parser *parser); /* NULL is accepted */
+HEADRACE_API void headrace_chat_parser_destroy(headrace_chat_parser *parser); /* NULL is accepted */
 
 /* ---------------------------------------------------------------- engine */
 
@@ -396,7 +396,8 @@ HEADRACE_API headrace_status headrace_queue_create(headrace_queue **out, headrac
 HEADRACE_API void headrace_queue_destroy(headrace_queue *queue); /* its streams must be destroyed before */
 /* An eventfd, readable when a stream has news; headrace_queue_take clears it. Written at most once an engine step. */
 HEADRACE_API int headrace_queue_fd(const headrace_queue *queue);
-/* Fills up to max streams that have events and returns how many; each is listed once until its events were taken. */
+/* Fills up to max streams that have events and returns how many. Take all events of each (headrace_stream_next with
+ * timeout 0 until it returns something else than HEADRACE_OK): it is named again only when new ones come. */
 HEADRACE_API size_t headrace_queue_take(headrace_queue *queue, headrace_stream **streams, size_t max);
 
 /* ---------------------------------------------------------------- research */
@@ -418,15 +419,15 @@ HEADRACE_API headrace_status headrace_compute_logits(headrace_model *model, cons
 
 /* A float32 tensor for headrace_save_tensors; data is [shape[0], .., shape[rank - 1]], row-major, borrowed. */
 typedef struct headrace_named_tensor {
-    const char  *name;
+    const char *name;
     const float *data;
-    uint32_t     rank; /* 1 .. 4 */
-    uint64_t     shape[4];
+    uint32_t rank; /* 1 .. 4 */
+    uint64_t shape[4];
 } headrace_named_tensor;
 
 /* Writes a safetensors file: beside the path first and renamed at the end, so that nobody reads half of one. */
-HEADRACE_API headrace_status headrace_save_tensors(const char *path, const headrace_named_tensor *tensors, size_t n_tensors,
-                                                   headrace_error *err);
+HEADRACE_API headrace_status headrace_save_tensors(const char *path, const headrace_named_tensor *tensors,
+                                                   size_t n_tensors, headrace_error *err);
 
 /* Runs ids through two paths (plain fp32 against the fast one, or two chunkings) and reports every named intermediate
  * value in order, with the first place whose error exceeds the tolerance, as JSON. *json is freed with headrace_free.

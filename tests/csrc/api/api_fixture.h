@@ -29,11 +29,31 @@ typedef struct answer {
     bool saw_last;
 } answer;
 
+static headrace_error err; /* what the last call said */
+
+static inline void assert_error(headrace_status found, headrace_status want, const char *param, const char *part)
+{
+    if (found != want || err.status != want)
+        fail_msg("%s instead of %s: %s", headrace_status_text(found), headrace_status_text(want), err.message);
+    assert_string_equal(err.param, param);
+    if (!strstr(err.message, part))
+        fail_msg("'%s' is not in: %s", part, err.message);
+    memset(&err, 0, sizeof err);
+}
+
+static inline void write_file(const char *path, const char *text)
+{
+    FILE *file = fopen(path, "wb");
+
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
 static inline headrace_model *open_model(const char *path)
 {
     headrace_model_options options;
     headrace_model *model = NULL;
-    headrace_error err;
 
     headrace_model_options_init(&options);
     options.path = path;
@@ -59,7 +79,6 @@ static inline headrace_engine_options small_engine(void)
 static inline headrace_engine *open_engine(headrace_model *model, const headrace_engine_options *options)
 {
     headrace_engine *engine = NULL;
-    headrace_error err;
 
     if (headrace_engine_open(model, options, &engine, &err) != HEADRACE_OK)
         fail_msg("engine: %s", err.message);
@@ -92,7 +111,6 @@ static inline void add_event(answer *a, const headrace_event *event)
 static inline headrace_stream *submit(headrace_engine *engine, const headrace_request *request)
 {
     headrace_stream *stream = NULL;
-    headrace_error err;
 
     if (headrace_submit(engine, request, &stream, &err) != HEADRACE_OK)
         fail_msg("submit: %s", err.message);

@@ -251,11 +251,11 @@ static double plain_logprob(const float *logits, uint32_t n, int32_t id, uint32_
 static void logprobs_are_those_of_the_computed_logits(void **state)
 {
     headrace_request request = greedy(hello_ids, n_hello);
-    headrace_token_logprobs prompt[64];
+    static headrace_token_logprobs prompt[64];
     headrace_stream *stream;
     headrace_event event;
     headrace_model_info info;
-    int32_t ids[128];
+    int32_t ids[128] = {0};
     float *logits;
     size_t n_ids, n_prompt_events = 0;
     uint32_t rank;
@@ -280,6 +280,7 @@ static void logprobs_are_those_of_the_computed_logits(void **state)
     assert_int_equal(n_prompt_events, 1);
 
     n_ids = n_hello + answers[0].n_ids;
+    assert_true(n_ids <= 128);
     memcpy(ids, hello_ids, n_hello * sizeof *ids);
     memcpy(ids + n_hello, answers[0].ids, answers[0].n_ids * sizeof *ids);
     logits = malloc(n_ids * info.vocab_size * sizeof *logits);
