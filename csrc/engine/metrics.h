@@ -27,7 +27,7 @@ typedef struct hr_metrics {
     hr_histogram step;                                              /* time */
 } hr_metrics;
 
-/* Sets the bucket bounds (docs/http_api.md lists them) and healthy. Token buckets reach the first bound >=
+/* Sets the bucket bounds and healthy. Token buckets reach the first bound >=
  * max_model_len. */
 void hr_metrics_init(hr_metrics *metrics, uint32_t max_model_len);
 void hr_histogram_add(hr_histogram *histogram, uint64_t value);

@@ -9,9 +9,8 @@
  * the answer are taken one by one, because reserving max_tokens would halve concurrency for answers that end early.
  * When a running sequence finds no page, the last in order gives up everything and waits again: recompute, not swap,
  * because the prefix cache usually still has its full pages. The first in order is never a victim, so it always
- * finishes, and by induction everyone does: no sequence may need more than the whole pool (refused at submit). A step
- * that preempts admits nobody, or the pages just freed would go round in a circle; for the same reason admission leaves
- * a small reserve while others run.
+ * finishes, and by induction everyone does: no sequence may need more than the whole pool (refused at submit). While
+ * others run, admission leaves a small reserve of pages, so that a newcomer is not preempted in its first steps.
  *
  * A sequence that resumes from cached pages starts warmup_rows before the end of the hit with a zero convolution state;
  * those rows write nothing (docs/design/prefix-cache.md). At least one token is left to run, since its logits are
@@ -342,7 +341,6 @@ static bool admit(hr_scheduler *scheduler, hr_sequence *sequence)
 const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler)
 {
     hr_plan *plan = &scheduler->plan;
-    uint64_t n_preempted_before = scheduler->n_preemptions;
 
     plan->n_spans = plan->n_rows = plan->n_outputs = plan->n_page_refs = 0;
     for (uint32_t i = 0; i < scheduler->n_running; i++) {
@@ -359,8 +357,7 @@ const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler)
             (void)plan_span(scheduler, scheduler->running[i]);
 
     while (scheduler->waiting_first && scheduler->n_running < scheduler->limits.max_seqs &&
-           plan->n_rows < scheduler->limits.max_rows && plan->n_outputs < scheduler->limits.max_outputs &&
-           scheduler->n_preemptions == n_preempted_before) {
+           plan->n_rows < scheduler->limits.max_rows && plan->n_outputs < scheduler->limits.max_outputs) {
         hr_sequence *sequence = scheduler->waiting_first;
 
         if (!admit(scheduler, sequence))
