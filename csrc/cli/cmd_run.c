@@ -63,14 +63,14 @@ static void add_message(conversation *c, const char *role, const char *text, siz
                                 json_pack("{s:s, s:o}", "role", role, "content", content));
 }
 
-static headrace_status prompt_ids(const conversation *c, const char *raw_prompt, int32_t **ids, size_t *n,
-                                  headrace_error *err)
+static headrace_status prompt_ids(const conversation *c, const char *raw_prompt, size_t raw_len, int32_t **ids,
+                                  size_t *n, headrace_error *err)
 {
     char *json;
     headrace_status status;
 
     if (c->is_raw)
-        return headrace_encode(c->model, raw_prompt, strlen(raw_prompt), HEADRACE_ENCODE_BOS, ids, n, err);
+        return headrace_encode(c->model, raw_prompt, raw_len, HEADRACE_ENCODE_BOS, ids, n, err);
     json = json_dumps(c->request, JSON_COMPACT);
     if (!json) {
         (void)snprintf(err->message, sizeof err->message, "the text is not valid UTF-8");
@@ -81,8 +81,9 @@ static headrace_status prompt_ids(const conversation *c, const char *raw_prompt,
     return status;
 }
 
-/* Streams one answer to stdout and appends it to answer. */
-static int answer_once(conversation *c, const char *raw_prompt, hr_buffer *answer)
+/* Streams one answer to stdout and appends it to answer. The prompt is the conversation, or with --raw the given text.
+ */
+static int answer_once(conversation *c, const char *raw_prompt, size_t raw_len, hr_buffer *answer)
 {
     headrace_request request;
     headrace_stream *stream = NULL;
@@ -92,7 +93,7 @@ static int answer_once(conversation *c, const char *raw_prompt, hr_buffer *answe
     int32_t *ids = NULL;
     size_t n_ids;
 
-    status = prompt_ids(c, raw_prompt, &ids, &n_ids, &err);
+    status = prompt_ids(c, raw_prompt, raw_len, &ids, &n_ids, &err);
     if (status == HEADRACE_OK) {
         headrace_request_init(&request);
         request.prompt_ids = ids;
@@ -145,7 +146,7 @@ static int chat_turn(conversation *c, const char *line, size_t len)
 
     if (!c->is_raw)
         add_message(c, "user", line, len);
-    code = answer_once(c, line, &answer);
+    code = answer_once(c, line, len, &answer);
     if (code != HR_EXIT_OK)
         cut_messages(c, n_before);
     else if (!c->is_raw)
@@ -192,6 +193,7 @@ static int run_conversation(const hr_options *options, conversation *c, const ch
 {
     hr_buffer answer = {0};
     char *piped = NULL;
+    size_t len = prompt ? strlen(prompt) : 0;
     int code;
 
     if (hr_option_text(options, "system"))
@@ -209,18 +211,18 @@ static int run_conversation(const hr_options *options, conversation *c, const ch
 
         while ((n = fread(block, 1, sizeof block, stdin)) > 0)
             hr_buffer_add(&text, block, n);
-        prompt = piped = hr_buffer_take(&text, NULL);
+        prompt = piped = hr_buffer_take(&text, &len);
         if (!piped)
             return hr_out_of_memory();
     }
-    if (*prompt == '\0') {
+    if (len == 0) {
         (void)fputs("headrace: the prompt is empty\n", stderr);
         free(piped);
         return HR_EXIT_USAGE;
     }
     if (!c->is_raw)
-        add_message(c, "user", prompt, strlen(prompt));
-    code = answer_once(c, prompt, &answer);
+        add_message(c, "user", prompt, len);
+    code = answer_once(c, prompt, len, &answer);
     hr_buffer_deinit(&answer);
     free(piped);
     return code;
