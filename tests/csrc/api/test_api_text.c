@@ -296,8 +296,8 @@ static void an_answer_is_parted_into_reasoning_content_and_calls(void **state)
         else
             headrace_chat_parser_finish(parser);
         assert_int_equal(headrace_chat_parser_take(parser, &delta, &err), HEADRACE_OK);
-        (void)strcat(reasoning, delta.reasoning);
-        (void)strcat(content, delta.content);
+        (void)strncat(reasoning, delta.reasoning, sizeof reasoning - strlen(reasoning) - 1);
+        (void)strncat(content, delta.content, sizeof content - strlen(content) - 1);
         assert_int_equal(delta.first_call, n_calls);
         n_calls += delta.n_calls;
         if (delta.n_calls > 0) {
