@@ -18,7 +18,7 @@ static char *make_request(const char *question)
         at += (unsigned char)*question < 0x20 || *question == '"' || *question == '\\'
                   ? sprintf(at, "\\u%04x", (unsigned char)*question)
                   : sprintf(at, "%c", *question);
-    (void)strcpy(at, "\"}]}");
+    (void)sprintf(at, "%s", "\"}]}");
     return json;
 }
 
