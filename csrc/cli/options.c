@@ -141,7 +141,10 @@ static bool is_valid(const hr_option_def *def, const char *text, const char **wa
 
     switch (def->kind) {
     case HR_OPTION_UINT:
-        *wanted = "a whole number, 0 or more";
+        *wanted = "a whole number, 0 to 4294967295";
+        return parse_uint(text, &u) && u <= UINT32_MAX;
+    case HR_OPTION_UINT64:
+        *wanted = "a whole number, 0 to 18446744073709551615";
         return parse_uint(text, &u);
     case HR_OPTION_SIZE:
         *wanted = "a size such as 512mi, 4g or 4gi";
@@ -488,8 +491,7 @@ uint32_t hr_option_u32(const hr_options *options, const char *name)
 {
     uint64_t number = hr_option_uint(options, name);
 
-    if (number > UINT32_MAX)
-        usage_error(options, "--%s: %llu is more than %u", name, (unsigned long long)number, UINT32_MAX);
+    HR_ASSERT(number <= UINT32_MAX); /* checked with the kind when it was set */
     return (uint32_t)number;
 }
 

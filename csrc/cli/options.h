@@ -40,7 +40,8 @@ enum {
 typedef enum hr_option_kind {
     HR_OPTION_TEXT,
     HR_OPTION_LIST, /* text that may be given several times, or comma-separated */
-    HR_OPTION_UINT,
+    HR_OPTION_UINT, /* 32 bits */
+    HR_OPTION_UINT64,
     HR_OPTION_SIZE, /* bytes; k m g (1000) and ki mi gi (1024) */
     HR_OPTION_REAL,
     HR_OPTION_BOOL, /* --name and --no-name */
