@@ -28,12 +28,22 @@ const char *hr_api_code_text(hr_api_code code)
     return code_rows[code].code;
 }
 
-/* printf may cut a character in two; what is sent must stay valid. */
-static void trim_to_characters(char *text)
+/* A precision in a format may cut a character in two; what is sent must stay valid, so such halves are dropped. */
+static void drop_broken_characters(char *text)
 {
-    size_t len = strlen(text);
+    size_t len = strlen(text), n = 0, i = 0;
 
-    text[len - hr_utf8_unfinished(text, len)] = '\0';
+    while (i < len) {
+        bool is_valid;
+        size_t step = hr_utf8_step(text + i, len - i, &is_valid);
+
+        if (is_valid) {
+            memmove(text + n, text + i, step);
+            n += step;
+        }
+        i += step;
+    }
+    text[n] = '\0';
 }
 
 bool hr_api_fail(hr_api_error *error, hr_api_code code, const char *param, const char *format, ...)
@@ -42,11 +52,11 @@ bool hr_api_fail(hr_api_error *error, hr_api_code code, const char *param, const
 
     error->code = code;
     (void)snprintf(error->param, sizeof error->param, "%s", param ? param : "");
-    trim_to_characters(error->param);
+    drop_broken_characters(error->param);
     va_start(args, format);
     (void)vsnprintf(error->message, sizeof error->message, format, args);
     va_end(args);
-    trim_to_characters(error->message);
+    drop_broken_characters(error->message);
     return false;
 }
 
