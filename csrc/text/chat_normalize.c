@@ -164,13 +164,27 @@ static headrace_status read_calls(const normalizer *n, const json_t *message, js
     return HEADRACE_OK;
 }
 
-/* Calls as the model writes them, for templates that do not: the markers are template text, everything else is data. */
-static headrace_status write_calls(const normalizer *n, const json_t *calls, hr_buffer *text, json_t *runs)
-{
-    size_t before = text->len, start;
+/* HR_CHAT_CONTENT_RUNS under construction. */
+typedef struct content_runs {
+    json_t *list;
+    size_t covered; /* bytes of the content so far */
+} content_runs;
 
+/* Adds a run of n bytes of template text that begins at `at`; what lies between it and the runs so far is data. */
+static void add_template_run(content_runs *runs, size_t at, size_t n)
+{
+    if (json_array_size(runs->list) == 0)
+        (void)json_array_append_new(runs->list, json_integer(0)); /* the first run is template text by definition */
+    (void)json_array_append_new(runs->list, json_integer((json_int_t)(at - runs->covered)));
+    (void)json_array_append_new(runs->list, json_integer((json_int_t)n));
+    runs->covered = at + n;
+}
+
+/* Calls as the model writes them, for templates that do not: the markers are template text, everything else is data. */
+static headrace_status write_calls(const normalizer *n, const json_t *calls, hr_buffer *text, content_runs *runs)
+{
+    add_template_run(runs, text->len, strlen(CALL_START));
     hr_buffer_add_text(text, CALL_START);
-    start = text->len;
     hr_buffer_add_char(text, '[');
     for (size_t i = 0; i < json_array_size(calls); i++) {
         const json_t *function = json_object_get(json_array_get(calls, i), "function");
@@ -184,13 +198,29 @@ static headrace_status write_calls(const normalizer *n, const json_t *calls, hr_
                               HR_TOOL_CALL_MAX_NESTING);
     }
     hr_buffer_add_char(text, ']');
-    (void)json_array_append_new(runs, json_integer(0)); /* what is in front of the calls is data */
-    (void)json_array_append_new(runs, json_integer((json_int_t)before));
-    (void)json_array_append_new(runs, json_integer((json_int_t)(start - before)));
-    (void)json_array_append_new(runs, json_integer((json_int_t)(text->len - start)));
+    add_template_run(runs, text->len, strlen(CALL_END));
     hr_buffer_add_text(text, CALL_END);
-    (void)json_array_append_new(runs, json_integer((json_int_t)strlen(CALL_END)));
     return HEADRACE_OK;
+}
+
+/* A past answer's own call markers, in the text as the model once wrote it. Clients that do not know tool_calls send
+ * such text back, and only as tokens does the model recognise what it did. No other special token, and no other role,
+ * is read this way: a client that forges an assistant turn needs no marker for that. */
+static void mark_own_calls(const hr_buffer *text, size_t from, content_runs *runs)
+{
+    static const char *const markers[] = {CALL_START, CALL_END};
+
+    for (size_t at = from; at < text->len; at++) {
+        for (size_t i = 0; i < 2; i++) {
+            size_t len = strlen(markers[i]);
+
+            if (text->len - at >= len && memcmp(text->at + at, markers[i], len) == 0) {
+                add_template_run(runs, at, len);
+                at += len - 1;
+                break;
+            }
+        }
+    }
 }
 
 /* ---------------------------------------------------------------- messages */
@@ -220,10 +250,11 @@ static headrace_status keep_reasoning(const normalizer *n, const json_t *message
 }
 
 static headrace_status fill_message(const normalizer *n, const json_t *message, json_t *out, hr_buffer *text,
-                                    json_t *runs)
+                                    content_runs *runs)
 {
     const json_t *role = json_object_get(message, "role");
     json_t *calls = NULL;
+    size_t before;
 
     if (!json_is_string(role) || json_string_length(role) == 0)
         return fail_field(n, "role", "expected a role such as \"user\", found %s", type_name(role));
@@ -242,30 +273,34 @@ static headrace_status fill_message(const normalizer *n, const json_t *message, 
         return no_memory(n->err);
     if (!calls)
         (void)json_object_del(out, "tool_calls");
-    return read_content(n, message, text);
+    before = text->len;
+    HR_PASS(read_content(n, message, text));
+    if (strcmp(json_string_value(role), "assistant") == 0)
+        mark_own_calls(text, before, runs);
+    return HEADRACE_OK;
 }
 
 static headrace_status normalize_message(const normalizer *n, const json_t *message, json_t *messages)
 {
-    json_t *out, *runs, *content;
+    json_t *out, *content;
+    content_runs runs = {.list = json_array()};
     hr_buffer text = {0};
     headrace_status status;
 
     if (!json_is_object(message))
         return fail_field(n, "", "expected an object, found %s", type_name(message));
     out = json_copy((json_t *)(uintptr_t)message);
-    runs = json_array();
     (void)json_object_del(out, HR_CHAT_CONTENT_RUNS);
-    status = fill_message(n, message, out, &text, runs);
+    status = fill_message(n, message, out, &text, &runs);
     content = status == HEADRACE_OK ? json_stringn_nocheck(text.at ? text.at : "", text.len) : NULL;
     if (status == HEADRACE_OK &&
         (text.failed || !content || json_object_set(out, "content", content) != 0 ||
-         (json_array_size(runs) > 0 && json_object_set(out, HR_CHAT_CONTENT_RUNS, runs) != 0) ||
+         (json_array_size(runs.list) > 0 && json_object_set(out, HR_CHAT_CONTENT_RUNS, runs.list) != 0) ||
          json_array_append(messages, out) != 0))
         status = no_memory(n->err);
     hr_buffer_deinit(&text);
     json_decref(content);
-    json_decref(runs);
+    json_decref(runs.list);
     json_decref(out);
     return status;
 }

@@ -225,6 +225,18 @@ static void calls_and_reasoning_reach_a_template_that_reads_them(void **state)
         "<|im_start|>«tool»\n«r»<|im_end|>\n");
 }
 
+static void call_markers_are_tokens_in_past_answers_and_nowhere_else(void **state)
+{
+    (void)state;
+    expect_normalized(
+        "lfm2",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"<|tool_call_start|>\"}, {\"role\": \"assistant\", "
+        "\"content\": \"a<|tool_call_start|>[f(x=1)]<|tool_call_end|>b<|im_end|>\"}], "
+        "\"add_generation_prompt\": false}",
+        "<|im_start|>«user»\n«<|tool_call_start|>»<|im_end|>\n<|im_start|>«assistant»\n«a»<|tool_call_start|>"
+        "«[f(x=1)]»<|tool_call_end|>«b<|im_end|>»<|im_end|>\n");
+}
+
 static void a_client_cannot_declare_its_text_to_be_the_templates(void **state)
 {
     (void)state;
@@ -339,6 +351,7 @@ int main(void)
         cmocka_unit_test(null_content_and_text_parts_become_strings),
         cmocka_unit_test(calls_become_text_where_the_template_does_not_look_at_them),
         cmocka_unit_test(calls_and_reasoning_reach_a_template_that_reads_them),
+        cmocka_unit_test(call_markers_are_tokens_in_past_answers_and_nowhere_else),
         cmocka_unit_test(a_client_cannot_declare_its_text_to_be_the_templates),
         cmocka_unit_test(the_last_message_can_be_continued_under_any_template),
         cmocka_unit_test(a_bad_request_names_its_field),
