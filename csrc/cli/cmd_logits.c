@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { TEXT_BYTES_MAX = 1 << 30 };
@@ -61,14 +62,19 @@ static int write_logits(const hr_options *options, headrace_model *model, const 
     return status == HEADRACE_OK ? HR_EXIT_OK : hr_report(&err);
 }
 
-/* Asked before hours of computing, not after. */
-static bool can_write_into_folder_of(const char *path)
+/* Asked before hours of computing, not after. What is not an ordinary file is left alone: the result is renamed into
+ * place, and would take the place of a device. */
+static bool can_write(const char *path)
 {
+    struct stat there;
     const char *slash = strrchr(path, '/');
     char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
     bool can = folder && access(folder, W_OK) == 0 && hr_file_is_directory(folder);
 
-    if (!can)
+    if (can && stat(path, &there) == 0 && !S_ISREG(there.st_mode)) {
+        (void)fprintf(stderr, "headrace: --out %s: is there and is not an ordinary file\n", path);
+        can = false;
+    } else if (!can)
         (void)fprintf(stderr, "headrace: --out %s: no folder there that may be written to\n", path);
     free(folder);
     return can;
@@ -90,7 +96,7 @@ int hr_cmd_logits(int argc, char **argv)
         hr_options_destroy(options);
         return HR_EXIT_USAGE;
     }
-    if (!can_write_into_folder_of(hr_option_text(options, "out"))) {
+    if (!can_write(hr_option_text(options, "out"))) {
         hr_options_destroy(options);
         return HR_EXIT_FAILURE;
     }

@@ -170,11 +170,32 @@ void hr_engine_options_from(const hr_options *options, headrace_engine_options *
     out->seed = hr_option_uint(options, "seed");
 }
 
+/* The library names its own field; here it goes by the name of the flag. */
+static void name_flag(headrace_error *err)
+{
+    static const char *const others[][2] = {
+        {"page_tokens", "block-size"}, {"n_threads", "threads"}, {"kv_cache_bytes", "kv-cache-memory"}};
+    size_t len = strlen(err->message);
+    char flag[sizeof err->param];
+
+    for (size_t i = 0; i < sizeof flag; i++)
+        flag[i] = err->param[i] == '_' ? '-' : err->param[i];
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (strcmp(err->param, others[i][0]) == 0)
+            (void)snprintf(flag, sizeof flag, "%s", others[i][1]);
+    }
+    (void)snprintf(err->message + len, sizeof err->message - len, " (--%s)", flag);
+}
+
 int hr_open_engine(headrace_model *model, const headrace_engine_options *options, headrace_engine **out)
 {
     headrace_error err = {0};
 
-    return headrace_engine_open(model, options, out, &err) == HEADRACE_OK ? HR_EXIT_OK : hr_report(&err);
+    if (headrace_engine_open(model, options, out, &err) == HEADRACE_OK)
+        return HR_EXIT_OK;
+    if (err.status == HEADRACE_E_ARGUMENT && err.param[0])
+        name_flag(&err);
+    return hr_report(&err);
 }
 
 void hr_print_summary(const headrace_model *model, const headrace_engine *engine)

@@ -77,12 +77,13 @@ def test_what_cannot_be_understood_ends_with_2(cli):
     ("--max-tokens", "4294967296", "4294967295"), ("--max-tokens", "99999999999999999999", "a whole number"),
     ("--kv-cache-memory", "1x", "a size"), ("--kv-cache-memory", "-1g", "a size"), ("--device", "toaster", "auto|cpu"),
     ("--kv-cache-dtype", "int3", "auto|bf16|f32"), ("--max-model-len", "5000", "4096"),
+    ("--block-size", "4000000000", "--block-size"), ("--threads", "5000", "--threads"),
 ])
 def test_bad_values_name_option_value_and_what_is_right(cli, flag, value, wanted):
     for form in ([flag, value], [f"{flag}={value}"]):
         ended = cli("run", "tiny", WHO, *form)
         refused(ended, USAGE, wanted)
-        assert re.search(flag.strip("-").replace("-", "[-_]"), ended.stderr)  # the library names its field, max_model_len
+        assert re.search(flag.strip("-").replace("-", "[-_]"), ended.stderr)
 
 
 def test_version(cli):
@@ -435,7 +436,9 @@ def test_an_output_that_cannot_be_written_leaves_no_file(cli, tmp_path):
     ids = write_ids(tmp_path, [[1]])
     refused(cli("logits", "tiny", "--ids", ids, "--out", "absent/out"), FAILURE, "absent/out")
     (tmp_path / "folder").mkdir()
-    refused(cli("logits", "tiny", "--ids", ids, "--out", "folder"), FAILURE, "folder")
+    for there in ("folder", "/dev/null"):
+        refused(cli("logits", "tiny", "--ids", ids, "--out", there), FAILURE, there, "not an ordinary file")
+    assert not os.path.isfile("/dev/null")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "ids.json"]
 
 
