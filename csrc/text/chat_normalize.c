@@ -283,13 +283,14 @@ static headrace_status fill_message(const normalizer *n, const json_t *message, 
 static headrace_status normalize_message(const normalizer *n, const json_t *message, json_t *messages)
 {
     json_t *out, *content;
-    content_runs runs = {.list = json_array()};
+    content_runs runs = {0};
     hr_buffer text = {0};
     headrace_status status;
 
     if (!json_is_object(message))
         return fail_field(n, "", "expected an object, found %s", type_name(message));
     out = json_copy((json_t *)(uintptr_t)message);
+    runs.list = json_array();
     (void)json_object_del(out, HR_CHAT_CONTENT_RUNS);
     status = fill_message(n, message, out, &text, &runs);
     content = status == HEADRACE_OK ? json_stringn_nocheck(text.at ? text.at : "", text.len) : NULL;
