@@ -97,6 +97,7 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
     out->max_logprobs = hr_option_u32(options, "max-logprobs");
     out->n_io_threads = hr_option_u32(options, "io-threads");
     out->shutdown_timeout_ms = (uint32_t)(hr_option_real(options, "shutdown-timeout") * 1000);
+    out->no_metrics = !hr_option_bool(options, "metrics");
     out->metrics_prefix = hr_option_text(options, "metrics-prefix");
     out->log_requests = hr_option_bool(options, "log-requests") && !hr_option_bool(options, "quiet");
     out->log_format = strcmp(hr_option_text(options, "log-format"), "json") == 0 ? HR_LOG_JSON : HR_LOG_TEXT;

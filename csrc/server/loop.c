@@ -238,7 +238,11 @@ static void say_farewell(hr_loop *loop)
 static void *loop_main(void *arg)
 {
     hr_loop *loop = arg;
+    clockid_t clock;
 
+    if (pthread_getcpuclockid(pthread_self(), &clock) ==
+        0) /* said by the thread itself: others may ask before start returns */
+        atomic_store(&loop->cpu_clock, (int)clock);
     while (hr_server_phase(loop->server) != HR_PHASE_STOP)
         (void)event_base_loop(loop->base, EVLOOP_NO_EXIT_ON_EMPTY);
     say_farewell(loop);
@@ -319,12 +323,12 @@ void hr_loop_deinit(hr_loop *loop)
     hr_buffer_deinit(&loop->scratch);
 }
 
-double hr_loop_cpu_seconds(const hr_loop *loop)
+double hr_loop_cpu_seconds(hr_loop *loop)
 {
     struct timespec time;
-    clockid_t clock;
+    int clock = atomic_load(&loop->cpu_clock);
 
-    if (!loop->has_thread || pthread_getcpuclockid(loop->thread, &clock) != 0 || clock_gettime(clock, &time) != 0)
+    if (clock == 0 || clock_gettime((clockid_t)clock, &time) != 0)
         return 0.0;
     return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
 }

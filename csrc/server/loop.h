@@ -38,6 +38,7 @@ typedef struct hr_loop {
     hr_buffer scratch;          /* for writers; never kept across calls */
     pthread_t thread;
     bool has_thread;
+    atomic_int cpu_clock; /* of the running thread; 0 before */
     atomic_uint_fast64_t backlog_bytes;
     bool shutdown_seen;
 } hr_loop;
@@ -52,7 +53,7 @@ void hr_loop_deinit(hr_loop *loop);
 /* A connection died: its memory is freed when the stack is unwound. */
 void hr_loop_bury(hr_loop *loop);
 /* CPU time of the loop's thread, seconds. */
-double hr_loop_cpu_seconds(const hr_loop *loop);
+double hr_loop_cpu_seconds(hr_loop *loop);
 /* A stream is about to be destroyed: it must not be served from the current batch. */
 void hr_loop_forget_stream(hr_loop *loop, const headrace_stream *stream);
 

@@ -206,8 +206,14 @@ void hr_handle_metrics(hr_http_conn *conn, const char *rest)
     const hr_server *server = hr_http_loop(conn)->server;
     writer w = {.server = server, .prefix = server->options.metrics_prefix};
     headrace_stats stats;
+    hr_api_error error;
 
     (void)rest;
+    if (server->options.no_metrics) {
+        (void)hr_api_fail(&error, HR_API_NOT_FOUND, NULL, "This server publishes no metrics.");
+        hr_http_reply_error(conn, &error);
+        return;
+    }
     hr_buffer_add_text(&w.labels, "model_name=\"");
     add_label_text(&w.labels, server->model_name);
     hr_buffer_add_text(&w.labels, "\",engine=\"0\"");

@@ -50,3 +50,12 @@ def test_256_streams_equal_their_solo_runs(server):
     server.wait_until_idle()
     values = server.metrics()
     assert values['request_success_total{finished_reason="error"}'] == 0
+
+
+def test_several_io_threads_serve_as_one(make_server):
+    server = make_server("--io-threads", "3")
+    bodies = [body_of(i) for i in range(48)]
+    together = asyncio.run(all_at_once(server.port, bodies))
+    assert [(ids, text) for ids, text in together] == [tokens_of(server.stream("/v1/chat/completions", body)) for body in bodies]
+    assert sum(name.startswith("http_thread_cpu_seconds_total") for name in server.metrics()) == 3
+    assert server.stop() == 0

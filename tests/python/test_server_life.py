@@ -282,6 +282,11 @@ def test_metrics_of_a_session(make_server):
     assert all(line["client"] == "127.0.0.1" and not line["cancelled"] for line in lines)
 
 
+def test_metrics_can_be_switched_off(make_server):
+    server = make_server("--no-metrics")
+    assert server.get("/metrics").status == 404 and server.get("/health").status == 200
+
+
 def test_a_killed_server_leaves_nothing_in_the_way(headrace, tiny, make_server):
     first = make_server()
     begin(first, {**LONG, "max_tokens": 3500})
