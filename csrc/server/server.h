@@ -54,7 +54,7 @@ typedef struct hr_server_options {
     hr_log_format log_format;   /* [HR_LOG_TEXT] */
     const char *metrics_prefix; /* "vllm" gives the names that vLLM dashboards know ["headrace"] */
     bool metrics_need_key;      /* [false] */
-    bool no_metrics;           /* /metrics is 404 [false] */
+    bool no_metrics;            /* /metrics is 404 [false] */
     bool request_metrics;       /* adds "metrics" (queue, first token, speed) to answers [false] */
     bool no_reasoning_parser;   /* leave <think> text in "content" [false] */
     bool no_tool_parser;        /* leave tool calls as text [false] */
