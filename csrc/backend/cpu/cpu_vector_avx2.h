@@ -13,8 +13,8 @@
 #include <math.h>
 #include <string.h>
 
-/* UNROLL_FOR: a loop of a constant, small number of rounds over an array that shall live in registers. Sanitizers check every
- * access of every copy, which takes compilers minutes: for them the text stays loops and calls. */
+/* UNROLL_FOR: a loop of a constant, small number of rounds over an array that shall live in registers. Sanitizers check
+ * every access of every copy, which takes compilers minutes: for them the text stays loops and calls. */
 #ifdef HEADRACE_SANITIZED
 #define INLINE static inline
 #define UNROLL_FOR(I, N) for (int I = 0; I < (N); I++)
