@@ -198,6 +198,13 @@ int hr_open_engine(headrace_model *model, const headrace_engine_options *options
     return hr_report(&err);
 }
 
+/* "354 M", "8.34 B". */
+static const char *format_count(uint64_t n, char text[32])
+{
+    (void)snprintf(text, 32, n < 1000000000 ? "%.3g M" : "%.3g B", (double)n / (n < 1000000000 ? 1e6 : 1e9));
+    return text;
+}
+
 void hr_print_summary(const headrace_model *model, const headrace_engine *engine)
 {
     headrace_model_info m;
@@ -206,9 +213,9 @@ void hr_print_summary(const headrace_model *model, const headrace_engine *engine
     char a[32], b[32], c[32];
 
     headrace_model_get_info(model, &m);
-    (void)fprintf(stderr, "model    %s: %s, %.2f B parameters", m.name, m.architecture, (double)m.n_parameters / 1e9);
+    (void)fprintf(stderr, "model    %s: %s, %s parameters", m.name, m.architecture, format_count(m.n_parameters, a));
     if (m.n_experts > 0)
-        (void)fprintf(stderr, " (%.2f B a token, %u of %u experts)", (double)m.n_parameters_active / 1e9,
+        (void)fprintf(stderr, " (%s a token, %u of %u experts)", format_count(m.n_parameters_active, a),
                       m.n_experts_used, m.n_experts);
     (void)fprintf(stderr, ", %u layers (%u attention), %s %s, %s mapped\n", m.n_layers, m.n_attention_layers, m.format,
                   m.weight_dtypes, hr_format_bytes(m.weight_bytes, a));
