@@ -1,13 +1,14 @@
 /* The seam between the engine and whatever computes: one step over one flat batch.
  *
- * A batch is T rows (tokens) in S spans. A span is consecutive tokens of one sequence: a whole prompt, a chunk of it, or one
- * decode row. Spans of many sequences stand side by side; matrix products see one [T, H] block, only convolution and attention
- * look at the spans. What a sequence has is named by indices: pages of key/value memory through a page table, and one slot
- * of convolution state. The backend decides what bytes a page or slot contains; the engine decides who owns which.
+ * A batch is T rows (tokens) in S spans. A span is consecutive tokens of one sequence: a whole prompt, a chunk of it,
+ * or one decode row. Spans of many sequences stand side by side; matrix products see one [T, H] block, only convolution
+ * and attention look at the spans. What a sequence has is named by indices: pages of key/value memory through a page
+ * table, and one slot of convolution state. The backend decides what bytes a page or slot contains; the engine decides
+ * who owns which.
  *
- * A step: the engine fills a batch, calls step_begin (which may only enqueue work), later step_wait. A backend may lend two
- * batch blocks and accept one step ahead (HR_TOKEN_FROM_SLOT lets the next step read a sampled id where it was made); the CPU
- * backend computes in step_begin and returns at once from step_wait.
+ * A step: the engine fills a batch, calls step_begin (which may only enqueue work), later step_wait. A backend may lend
+ * two batch blocks and accept one step ahead (HR_TOKEN_FROM_SLOT lets the next step read a sampled id where it was
+ * made); the CPU backend computes in step_begin and returns at once from step_wait.
  *
  * One thread (the engine's) calls all functions of an instance.
  */
@@ -22,47 +23,47 @@
 typedef enum hr_kv_dtype { HR_KV_AUTO, HR_KV_BF16, HR_KV_F32 } hr_kv_dtype;
 
 typedef struct hr_backend_options {
-    uint32_t    n_threads;     /* 0: one a physical core this process may use */
-    uint32_t    page_tokens;   /* P */
-    uint32_t    max_rows, max_spans, max_outputs; /* capacities of a batch */
-    uint32_t    max_page_refs; /* entries of the flat page table */
-    uint32_t    n_valid_ids;   /* ids the tokenizer has; 0: the whole vocabulary */
+    uint32_t n_threads;                        /* 0: one a physical core this process may use */
+    uint32_t page_tokens;                      /* P */
+    uint32_t max_rows, max_spans, max_outputs; /* capacities of a batch */
+    uint32_t max_page_refs;                    /* entries of the flat page table */
+    uint32_t n_valid_ids;                      /* ids the tokenizer has; 0: the whole vocabulary */
     hr_kv_dtype kv_dtype;
-    bool        exact;         /* plain fp32 path */
-    hr_tap_fn   tap;           /* NULL: none */
-    void       *tap_user;
+    bool exact;    /* plain fp32 path */
+    hr_tap_fn tap; /* NULL: none */
+    void *tap_user;
 } hr_backend_options;
 
 enum { HR_TOKEN_FROM_SLOT = -1 }; /* token id: the id last sampled for the span's state slot */
 
 typedef struct hr_span {
     uint32_t first_row, n_rows;
-    uint32_t start_position;  /* of the first row, from 0 */
-    uint32_t page_first;      /* index into hr_batch.pages: page i of this sequence is pages[page_first + i] */
-    uint32_t n_pages;         /* covers start_position + n_rows positions */
+    uint32_t start_position; /* of the first row, from 0 */
+    uint32_t page_first;     /* index into hr_batch.pages: page i of this sequence is pages[page_first + i] */
+    uint32_t n_pages;        /* covers start_position + n_rows positions */
     uint32_t state_slot;
-    bool     is_fresh;        /* the convolution state before the first row is zero, whatever the slot holds */
-    uint32_t n_warmup;        /* the first n_warmup rows write no keys and values and read their own from the pages: they only
-                                 rebuild the convolution state after a prefix hit (docs/design/prefix-cache.md) */
+    bool is_fresh;     /* the convolution state before the first row is zero, whatever the slot holds */
+    uint32_t n_warmup; /* the first n_warmup rows write no keys and values and read their own from the pages: they only
+                          rebuild the convolution state after a prefix hit (docs/design/prefix-cache.md) */
 } hr_span;
 
 /* A row whose logits are wanted. */
 typedef struct hr_output {
-    uint32_t                  row;
-    const hr_sampling_params *sampling;   /* NULL: do not sample */
-    hr_history                history;    /* for sampling */
-    int32_t                   n_logprobs; /* -1: none */
-    int32_t                   score_id;   /* >= 0: report this id's logprob instead of sampling (prompt logprobs) */
-    float                    *logits;     /* NULL, or [V]: receives a copy of the raw logits */
+    uint32_t row;
+    const hr_sampling_params *sampling; /* NULL: do not sample */
+    hr_history history;                 /* for sampling */
+    int32_t n_logprobs;                 /* -1: none */
+    int32_t score_id;                   /* >= 0: report this id's logprob instead of sampling (prompt logprobs) */
+    float *logits;                      /* NULL, or [V]: receives a copy of the raw logits */
 } hr_output;
 
 typedef struct hr_batch {
-    uint32_t   n_rows, n_spans, n_outputs, n_page_refs;
-    int32_t   *token_ids; /* [n_rows] */
-    hr_span   *spans;     /* [n_spans], rows in order, no gaps */
-    uint32_t  *pages;     /* [n_page_refs] */
-    hr_output *outputs;   /* [n_outputs], rows ascending */
-    hr_sample *samples;   /* [n_outputs], filled by the step, valid after step_wait */
+    uint32_t n_rows, n_spans, n_outputs, n_page_refs;
+    int32_t *token_ids; /* [n_rows] */
+    hr_span *spans;     /* [n_spans], rows in order, no gaps */
+    uint32_t *pages;    /* [n_page_refs] */
+    hr_output *outputs; /* [n_outputs], rows ascending */
+    hr_sample *samples; /* [n_outputs], filled by the step, valid after step_wait */
 } hr_batch;
 
 typedef struct hr_backend_sizes {
@@ -78,8 +79,8 @@ typedef struct hr_backend_ops {
     headrace_status (*sizes)(const hr_model *model, const hr_backend_options *options, hr_backend_sizes *out,
                              headrace_error *err);
     /* Makes an instance with pages and slots 0 .. n-1. The model must outlive it. */
-    headrace_status (*open)(const hr_model *model, const hr_backend_options *options, uint32_t n_pages, uint32_t n_slots,
-                            hr_backend **out, headrace_error *err);
+    headrace_status (*open)(const hr_model *model, const hr_backend_options *options, uint32_t n_pages,
+                            uint32_t n_slots, hr_backend **out, headrace_error *err);
     void (*close)(hr_backend *backend);
     /* A batch block with room for the options' capacities; i is 0 or 1. Lent until close. */
     hr_batch *(*batch)(hr_backend *backend, uint32_t i);
@@ -93,8 +94,8 @@ typedef struct hr_backend_ops {
     /* "avx512-bf16", "avx2", "plain"; and the number of threads in use. */
     const char *(*compute_name)(const hr_backend *backend);
     uint32_t (*n_threads)(const hr_backend *backend);
-    /* Test doors. State of a slot as fp32 [n_conv_layers, H, L-1], oldest first; keys (which 0) or values (1) of one position in
-     * one attention layer as fp32 [Nkv, D]. */
+    /* Test doors. State of a slot as fp32 [n_conv_layers, H, L-1], oldest first; keys (which 0) or values (1) of one
+     * position in one attention layer as fp32 [Nkv, D]. */
     void (*read_slot)(const hr_backend *backend, uint32_t slot, float *out);
     void (*read_kv)(const hr_backend *backend, uint32_t attention_layer, uint32_t page, uint32_t offset, int which,
                     float *out);

@@ -1,8 +1,8 @@
 /* Taps: named intermediate values, so that where two paths part can be named by a tool.
  *
- * A backend emits the values it truly has; a fused stage stays silent about those it never materialises. Values are fp32,
- * [rows, cols], rows in the order of the batch. Goldens are the same taps recorded from transformers. With no tap function
- * set, a tap costs one NULL check per stage.
+ * A backend emits the values it truly has; a fused stage stays silent about those it never materialises. Values are
+ * fp32, [rows, cols], rows in the order of the batch. Goldens are the same taps recorded from transformers. With no tap
+ * function set, a tap costs one NULL check per stage.
  */
 #ifndef HR_BACKEND_TAPS_H
 #define HR_BACKEND_TAPS_H

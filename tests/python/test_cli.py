@@ -630,7 +630,7 @@ def test_serve_prints_what_was_loaded_and_how_memory_is_divided(headrace):
         process.send_signal(signal.SIGTERM)
         rest, talk = process.communicate(timeout=30)
         assert rest == "" and process.returncode == OK
-        for words in (r"model +tiny: lfm2moe, 0\.01 B parameters .*2 of 8 experts.*6 layers.*17\.3 MiB mapped",
+        for words in (r"model +tiny: lfm2moe, 9\.06 M parameters .*2 of 8 experts.*6 layers.*17\.3 MiB mapped",
                       r"sampling temperature ", r"compute +cpu, .* threads",
                       r"memory +.* keys and values \(\d+ pages of 16 tokens, .*\), .* state, .* scratch",
                       r"limits +4096 tokens a sequence, \d+ sequences at once"):

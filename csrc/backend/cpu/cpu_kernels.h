@@ -1,12 +1,12 @@
 /* The inner loops of the CPU backend: one table of functions per instruction set.
  *
  * "plain" is the definition: fp32, loops in plain order, reads like docs/lfm2.md. The vector tables ("avx2", "avx512",
- * "avx512-bf16") stand beside it. Which one runs is chosen at start by hr_cpu_kernels_select, and only after the table proved
- * itself on this machine: CPUs exist that list an instruction set and fault on it.
+ * "avx512-bf16") stand beside it. Which one runs is chosen at start by hr_cpu_kernels_select, and only after the table
+ * proved itself on this machine: CPUs exist that list an instruction set and fault on it.
  *
- * Batch invariance is a promise of every table: what a function computes for a row depends on that row alone. The number of rows
- * in the call, the range of outputs, the thread and the tile never change the order of additions within one result. The
- * engine's strongest tests (equal to the solo run, bit for bit) stand on this.
+ * Batch invariance is a promise of every table: what a function computes for a row depends on that row alone. The
+ * number of rows in the call, the range of outputs, the thread and the tile never change the order of additions within
+ * one result. The engine's strongest tests (equal to the solo run, bit for bit) stand on this.
  *
  * Pure functions: no allocation, no global state, any thread. Pointers need no alignment unless said.
  */
@@ -18,11 +18,11 @@
 /* Where one sequence's keys and values of one attention layer and one key-value head lie: page i holds positions
  * [i P, (i+1) P); keys at page_base[i] + k_offset as [P, D] in kv_dtype, values at + v_offset likewise. */
 typedef struct hr_kv_view {
-    const unsigned char *pool;      /* start of all pages */
-    const uint32_t      *pages;     /* page numbers of the sequence */
-    size_t               page_bytes, k_offset, v_offset;
-    uint32_t             page_tokens, head_dim;
-    hr_kv_dtype          dtype;     /* BF16 or F32 */
+    const unsigned char *pool; /* start of all pages */
+    const uint32_t *pages;     /* page numbers of the sequence */
+    size_t page_bytes, k_offset, v_offset;
+    uint32_t page_tokens, head_dim;
+    hr_kv_dtype dtype; /* BF16 or F32 */
 } hr_kv_view;
 
 typedef struct hr_cpu_kernels {
@@ -33,8 +33,8 @@ typedef struct hr_cpu_kernels {
     size_t (*prepared_bytes)(uint32_t cols);
     void (*prepare)(const float *x, uint32_t cols, void *prepared);
 
-    /* y[r * y_stride + o - begin] = sum_c W[o, c] x[r, c] for o in [begin, end), r in [0, n_rows). Any dtype of w. scratch:
-     * linear_scratch_bytes(cols), 64-byte aligned, of the calling thread. */
+    /* y[r * y_stride + o - begin] = sum_c W[o, c] x[r, c] for o in [begin, end), r in [0, n_rows). Any dtype of w.
+     * scratch: linear_scratch_bytes(cols), 64-byte aligned, of the calling thread. */
     size_t (*linear_scratch_bytes)(uint32_t cols);
     void (*linear)(const hr_matrix *w, uint32_t begin, uint32_t end, const void *prepared, uint32_t n_rows, float *y,
                    size_t y_stride, void *scratch);
@@ -46,16 +46,17 @@ typedef struct hr_cpu_kernels {
     /* y[i] += x[i] * scale */
     void (*add_scaled)(float *y, const float *x, float scale, uint32_t n);
 
-    /* One row's causal attention for the G query heads that share a key-value head: q, out [G, D] fp32 (q after norm and RoPE);
-     * n_context positions 0 .. n_context-1 are attended. scores: scratch [G, n_context] fp32. Softmax in fp32. */
-    void (*attention)(const float *q, uint32_t n_heads, const hr_kv_view *kv, uint32_t n_context, float scale, float *scores,
-                      float *out);
+    /* One row's causal attention for the G query heads that share a key-value head: q, out [G, D] fp32 (q after norm
+     * and RoPE); n_context positions 0 .. n_context-1 are attended. scores: scratch [G, n_context] fp32. Softmax in
+     * fp32. */
+    void (*attention)(const float *q, uint32_t n_heads, const hr_kv_view *kv, uint32_t n_context, float scale,
+                      float *scores, float *out);
     /* Stores one head's key or value vector in the page dtype. */
     void (*store_kv)(const float *x, uint32_t n, hr_kv_dtype dtype, void *dst);
 
-    /* One row of the gated convolution's middle, for n channels: u = b * x; y = c * (sum_j taps[h, j] * window), where the
-     * window of channel h is the L-1 values state[j * n + h] (j = 0 oldest) and u last; then the state moves on by one. bias is
-     * conv_bias or NULL. bx receives u. */
+    /* One row of the gated convolution's middle, for n channels: u = b * x; y = c * (sum_j taps[h, j] * window), where
+     * the window of channel h is the L-1 values state[j * n + h] (j = 0 oldest) and u last; then the state moves on by
+     * one. bias is conv_bias or NULL. bx receives u. */
     void (*conv_row)(const float *b, const float *c, const float *x, const float *taps, const float *bias, uint32_t n,
                      uint32_t length, float *state, float *bx, float *y);
 } hr_cpu_kernels;
@@ -65,10 +66,12 @@ extern const hr_cpu_kernels hr_cpu_kernels_plain;
 extern const hr_cpu_kernels hr_cpu_kernels_avx2, hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_bf16;
 #endif
 
-/* The best table that this machine grants and that passed its self-test, or plain for exact. HEADRACE_CPU (an environment
- * variable: "plain", "avx2", "avx512", "avx512-bf16") lowers the choice. Decided once per process; thread-safe. */
+/* The best table that this machine grants and that passed its self-test, or plain for exact. HEADRACE_CPU (an
+ * environment variable: "plain", "avx2", "avx512", "avx512-bf16") lowers the choice. Decided once per process;
+ * thread-safe. */
 const hr_cpu_kernels *hr_cpu_kernels_select(bool exact);
-/* Table i that was compiled in, or NULL past the end; *is_usable says whether this machine runs it. For tests and doctor. */
+/* Table i that was compiled in, or NULL past the end; *is_usable says whether this machine runs it. For tests and
+ * doctor. */
 const hr_cpu_kernels *hr_cpu_kernels_at(uint32_t i, bool *is_usable);
 
 #endif
