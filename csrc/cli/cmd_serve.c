@@ -59,6 +59,40 @@ static int collect_keys(const hr_options *options, keys *out)
     return HR_EXIT_OK;
 }
 
+/* Of the two that may be 0, --queue-timeout 0 is the engine's default and --shutdown-timeout 0 waits for nobody. */
+static bool check_seconds(const hr_options *options)
+{
+    static const struct {
+        const char *name;
+        double low;
+    } rows[] = {{"queue-timeout", 0},    {"shutdown-timeout", 0}, {"header-timeout", 0.001},
+                {"body-timeout", 0.001}, {"idle-timeout", 0.001}, {"slow-client-timeout", 0.001}};
+
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        double seconds = hr_option_real(options, rows[i].name);
+
+        if (seconds < rows[i].low || seconds > SECONDS_MAX) {
+            (void)fprintf(stderr, "headrace: --%s: %g is outside %g..%d seconds\n", rows[i].name, seconds, rows[i].low,
+                          SECONDS_MAX);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The server reads 0 as its default, so the shortest time is 1 ms. */
+static uint32_t milliseconds(const hr_options *options, const char *name)
+{
+    double ms = hr_option_real(options, name) * 1000;
+
+    return ms < 1 ? 1 : (uint32_t)ms;
+}
+
+static bool is_text(const hr_options *options, const char *name, const char *text)
+{
+    return strcmp(hr_option_text(options, name), text) == 0;
+}
+
 static int fill_server_options(const hr_options *options, const keys *api_keys, hr_server_options *out)
 {
     uint32_t n, port = hr_option_u32(options, "port");
@@ -72,15 +106,8 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
         (void)fprintf(stderr, "headrace: --max-header: %d to %d bytes\n", HEADER_BYTES_MIN, HEADER_BYTES_MAX);
         return HR_EXIT_USAGE;
     }
-    for (int i = 0; i < 2; i++) {
-        const char *name = i == 0 ? "queue-timeout" : "shutdown-timeout";
-        double seconds = hr_option_real(options, name);
-
-        if (seconds < 0 || seconds > SECONDS_MAX) {
-            (void)fprintf(stderr, "headrace: --%s: %g is outside 0..%d seconds\n", name, seconds, SECONDS_MAX);
-            return HR_EXIT_USAGE;
-        }
-    }
+    if (!check_seconds(options))
+        return HR_EXIT_USAGE;
     hr_server_options_init(out);
     out->host = hr_option_text(options, "host");
     out->port = (uint16_t)port;
@@ -96,11 +123,18 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
     out->max_n = hr_option_u32(options, "max-n");
     out->max_logprobs = hr_option_u32(options, "max-logprobs");
     out->n_io_threads = hr_option_u32(options, "io-threads");
-    out->shutdown_timeout_ms = (uint32_t)(hr_option_real(options, "shutdown-timeout") * 1000);
+    out->header_timeout_ms = milliseconds(options, "header-timeout");
+    out->body_timeout_ms = milliseconds(options, "body-timeout");
+    out->idle_timeout_ms = milliseconds(options, "idle-timeout");
+    out->slow_client_timeout_ms = milliseconds(options, "slow-client-timeout");
+    out->shutdown_timeout_ms = milliseconds(options, "shutdown-timeout");
+    out->request_metrics = hr_option_bool(options, "enable-per-request-metrics");
+    out->no_reasoning_parser = is_text(options, "reasoning-parser", "none");
+    out->no_tool_parser = is_text(options, "tool-call-parser", "none");
     out->no_metrics = !hr_option_bool(options, "metrics");
     out->metrics_prefix = hr_option_text(options, "metrics-prefix");
     out->log_requests = hr_option_bool(options, "log-requests") && !hr_option_bool(options, "quiet");
-    out->log_format = strcmp(hr_option_text(options, "log-format"), "json") == 0 ? HR_LOG_JSON : HR_LOG_TEXT;
+    out->log_format = is_text(options, "log-format", "json") ? HR_LOG_JSON : HR_LOG_TEXT;
     return HR_EXIT_OK;
 }
 
@@ -144,8 +178,7 @@ int hr_cmd_serve(int argc, char **argv)
         goto done;
     }
     hr_model_choice choice = {.chat_template = hr_option_text(options, "chat-template"),
-                              .ignore_generation_config =
-                                  strcmp(hr_option_text(options, "generation-config"), "none") == 0};
+                              .ignore_generation_config = is_text(options, "generation-config", "none")};
     code = hr_open_model(options, &choice, &model, &used);
     if (code != HR_EXIT_OK || (code = open_serving_engine(options, model, &engine)) != HR_EXIT_OK)
         goto done;

@@ -616,7 +616,8 @@ def test_serve_refuses_options_that_mean_nothing(cli, tmp_path):
     (tmp_path / "keys").write_text("# none\n")
     (tmp_path / "many").write_text("".join(f"key{i}\n" for i in range(65)))
     for flags in (["--port", "65536"], ["--max-header", "8g"], ["--max-header", "0"], ["--queue-timeout", "-1"],
-                  ["--shutdown-timeout=1e300"], ["--api-key", ""], ["--api-key-file", "keys"], ["--api-key-file", "many"]):
+                  ["--shutdown-timeout=1e300"], ["--header-timeout", "0"], ["--body-timeout", "-1"], ["--idle-timeout", "0"],
+                  ["--slow-client-timeout", "2e6"], ["--reasoning-parser", "qwen3"], ["--tool-call-parser", "hermes"], ["--api-key", ""], ["--api-key-file", "keys"], ["--api-key-file", "many"]):
         refused(cli("serve", "tiny", *flags), USAGE, flags[0].partition("=")[0])
     refused(cli("serve", "tiny", "--api-key-file", "absent"), FAILURE, "absent")
 

@@ -219,3 +219,23 @@ def test_models_are_listed(client):
     assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
+
+
+def test_answers_tell_their_times_when_asked_to(server, make_server):
+    assert "metrics" not in server.chat("Hello!", max_tokens=2)
+    other = make_server("--enable-per-request-metrics")
+    for value in (other.chat("Hello!", max_tokens=4, ignore_eos=True), other.complete("Hi", max_tokens=4, ignore_eos=True)):
+        times = value["metrics"]
+        assert 0 <= times["queue_time_ms"] <= times["time_to_first_token_ms"]
+        assert times["generation_time_ms"] > 0 and times["mean_itl_ms"] > 0 and times["tokens_per_second"] > 0
+    events = other.stream("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 2,
+                                                   "stream_options": {"include_usage": True}})
+    assert [e for e in events if e and "metrics" in e] == [events[-2]]
+
+
+def test_parsers_can_be_switched_off(make_server, greedy_cases):
+    server = make_server("--reasoning-parser", "none", "--tool-call-parser=none")
+    case = next(c for c in greedy_cases if c["skill"] == "tool_call")
+    choice = server.chat(case["messages"], **EXACT, tools=case["tools"], skip_special_tokens=False)["choices"][0]
+    assert choice["finish_reason"] == "stop" and "tool_calls" not in choice["message"]
+    assert choice["message"]["content"].startswith("<|tool_call_start|>[")

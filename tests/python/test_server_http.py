@@ -130,13 +130,25 @@ def test_a_client_that_expects_100_gets_it(server):
         assert status_of(read_all(sock)) == 200
 
 
-def test_slow_heads_get_408(server):
-    with server.connect() as silent, server.connect() as slow:
-        slow.sendall(b"GET /health HTTP/1.1\r\nHost")
-        answer = read_all(slow)
-        assert status_of(answer) == 408 and error_of(answer)["code"] == "request_timeout"
+def test_slow_heads_and_silent_bodies_get_408(make_server):
+    server = make_server("--header-timeout", "0.3", "--body-timeout", "0.3")
+    with server.connect() as silent, server.connect() as head, server.connect() as body:
+        head.sendall(b"GET /health HTTP/1.1\r\nHost")
+        body.sendall((HEAD + "Content-Length: 100\r\n\r\n{").encode())
+        for sock, words in ((head, "head took longer than 300 ms"), (body, "body arrived for 300 ms")):
+            answer = read_all(sock)
+            assert status_of(answer) == 408 and error_of(answer)["code"] == "request_timeout"
+            assert words in error_of(answer)["message"] and b"Connection: close" in answer
         silent.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")  # an idle one is not a slow one
         assert status_of(read_all(silent)) == 200
+    assert server.metrics()['request_failure_total{code="request_timeout"}'] == 2
+
+
+def test_idle_connections_are_closed(make_server):
+    server = make_server("--timeout-keep-alive", "0.3")
+    with server.connect() as fresh, server.connect() as used:
+        used.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_all(used).endswith(b'{"status":"ok"}') and read_all(fresh) == b""
 
 
 def test_paths_and_methods(server):

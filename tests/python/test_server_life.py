@@ -250,6 +250,22 @@ def test_a_slow_reader_is_not_lost_and_does_not_stop_others(make_server):
     assert answer.count(b'"top_logprobs"') == 3000 and answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
+def test_a_reader_that_takes_nothing_is_dropped(make_server):
+    server = make_server("--slow-client-timeout", "0.5")
+    stuck = socket.socket()
+    stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stuck.settimeout(60)
+    stuck.connect(("127.0.0.1", server.port))
+    text = json.dumps({**LONG, "max_tokens": 3500, "n": 16, "logprobs": True, "top_logprobs": 20})
+    stuck.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                  f"Content-Length: {len(text)}\r\n\r\n{text}".encode())
+    server.wait_until(lambda: server.metrics()['requests_cancelled_total{cause="slow_client"}'] == 1, "the end of patience")
+    server.wait_until_idle()
+    assert server.metrics()['request_success_total{finished_reason="abort"}'] == 16
+    assert server.metrics()["stream_backlog_bytes"] == 0
+    stuck.close()
+
+
 def test_metrics_of_a_session(make_server):
     server = make_server("--metrics-prefix", "vllm", "--log-format", "json")
     server.chat("Hello!", temperature=0, max_tokens=4)
