@@ -87,17 +87,23 @@ static uint32_t watch(hr_cpu_pool *pool, uint32_t seen)
     return gate;
 }
 
-/* Takes runs of items until none is left. next_item never overflows: it passes n_items at most once a thread, and the
- * capacity of a loop is bounded by the assertion in hr_cpu_pool_run. */
+/* Takes runs of items until none is left. A run is a share of what is left, so that a thread mostly walks through
+ * neighbouring items (neighbouring weights: the memory system prefetches best along one stream), and the last runs are
+ * one grain, so that threads end together although cores are shared. */
 static void take_items(hr_cpu_pool *pool, uint32_t worker)
 {
-    for (;;) {
-        uint32_t begin = atomic_fetch_add_explicit(&pool->next_item, pool->grain, memory_order_relaxed), end;
+    uint32_t begin = atomic_load_explicit(&pool->next_item, memory_order_relaxed);
 
-        if (begin >= pool->n_items)
-            return;
-        end = pool->n_items - begin < pool->grain ? pool->n_items : begin + pool->grain;
-        pool->fn(pool->user, worker, begin, end);
+    while (begin < pool->n_items) {
+        uint32_t left = pool->n_items - begin, run = left / (2 * pool->n_threads) / pool->grain * pool->grain;
+
+        if (run == 0)
+            run = left < pool->grain ? left : pool->grain;
+        if (!atomic_compare_exchange_weak_explicit(&pool->next_item, &begin, begin + run, memory_order_relaxed,
+                                                   memory_order_relaxed))
+            continue;
+        pool->fn(pool->user, worker, begin, begin + run);
+        begin = atomic_load_explicit(&pool->next_item, memory_order_relaxed);
     }
 }
 

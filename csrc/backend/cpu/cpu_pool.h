@@ -1,7 +1,8 @@
 /* Worker threads for the loops of one step.
  *
  * The caller (the engine thread) is worker 0; n-1 threads help it. A loop is n_items numbered pieces of work, handed
- * out in runs of `grain` from one counter, because cores are shared: a worker that the system took off its core takes
+ * out from one counter in runs that shrink down to `grain`: long ones first, because neighbouring items read
+ * neighbouring weights; short ones last, because cores are shared: a worker that the system took off its core takes
  * fewer runs, and one that never woke up is not waited for.
  *
  * Between loops a worker watches for the next one for a few tens of microseconds (a step is a few hundred short loops)
