@@ -293,7 +293,11 @@ int hr_cmd_bench(int argc, char **argv)
         hr_options_destroy(options);
         return HR_EXIT_USAGE;
     }
-    code = hr_open_model(options, &(hr_model_choice){.argument = 1}, &b.model, &used);
+    code = hr_check_vllm_flags(options);
+    if (code == HR_EXIT_OK)
+        code = hr_open_model(options, &(hr_model_choice){.argument = 1}, &b.model, &used);
+    if (code == HR_EXIT_OK)
+        code = hr_check_dtype(options, b.model);
     if (code == HR_EXIT_OK) {
         headrace_engine_options engine_options;
         headrace_model_info info;

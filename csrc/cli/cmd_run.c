@@ -235,14 +235,18 @@ int hr_cmd_run(int argc, char **argv)
                          "One answer; without PROMPT a chat on a terminal, else the prompt comes from a pipe.", 0, 2);
     conversation c = {0};
     headrace_engine_options engine_options;
-    bool used;
+    bool used = false;
     int code;
 
     hr_setup_log(options);
+    code = hr_check_vllm_flags(options);
     hr_model_choice choice = {.chat_template = hr_option_text(options, "chat-template"),
                               .ignore_generation_config =
                                   strcmp(hr_option_text(options, "generation-config"), "none") == 0};
-    code = hr_open_model(options, &choice, &c.model, &used);
+    if (code == HR_EXIT_OK)
+        code = hr_open_model(options, &choice, &c.model, &used);
+    if (code == HR_EXIT_OK)
+        code = hr_check_dtype(options, c.model);
     if (code == HR_EXIT_OK) {
         hr_engine_options_from(options, &engine_options);
         engine_options.disable_prefix_caching = !hr_option_bool(options, "enable-prefix-caching");
@@ -251,7 +255,7 @@ int hr_cmd_run(int argc, char **argv)
         code = hr_open_engine(c.model, &engine_options, &c.engine);
     }
     if (code == HR_EXIT_OK) {
-        if (hr_option_bool(options, "verbose"))
+        if (hr_log_level(options) >= HEADRACE_LOG_DEBUG)
             hr_print_summary(c.model, c.engine);
         c.is_raw = hr_option_bool(options, "raw");
         c.request = json_pack("{s:[]}", "messages");

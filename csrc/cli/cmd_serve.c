@@ -130,10 +130,11 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
     out->shutdown_timeout_ms = milliseconds(options, "shutdown-timeout");
     out->request_metrics = hr_option_bool(options, "enable-per-request-metrics");
     out->no_reasoning_parser = is_text(options, "reasoning-parser", "none");
-    out->no_tool_parser = is_text(options, "tool-call-parser", "none");
+    out->no_tool_parser =
+        is_text(options, "tool-call-parser", "none") || !hr_option_bool(options, "enable-auto-tool-choice");
     out->no_metrics = !hr_option_bool(options, "metrics");
     out->metrics_prefix = hr_option_text(options, "metrics-prefix");
-    out->log_requests = hr_option_bool(options, "log-requests") && !hr_option_bool(options, "quiet");
+    out->log_requests = hr_option_bool(options, "log-requests") && hr_log_level(options) >= HEADRACE_LOG_INFO;
     out->log_format = is_text(options, "log-format", "json") ? HR_LOG_JSON : HR_LOG_TEXT;
     return HR_EXIT_OK;
 }
@@ -169,7 +170,8 @@ int hr_cmd_serve(int argc, char **argv)
         goto done;
     }
     hr_setup_log(options);
-    if ((code = collect_keys(options, &api_keys)) != HR_EXIT_OK ||
+    if ((code = hr_check_vllm_flags(options)) != HR_EXIT_OK ||
+        (code = collect_keys(options, &api_keys)) != HR_EXIT_OK ||
         (code = fill_server_options(options, &api_keys, &server_options)) != HR_EXIT_OK)
         goto done;
     if (hr_server_open(&server_options, &server, &err) != HEADRACE_OK) {
@@ -180,9 +182,10 @@ int hr_cmd_serve(int argc, char **argv)
     hr_model_choice choice = {.chat_template = hr_option_text(options, "chat-template"),
                               .ignore_generation_config = is_text(options, "generation-config", "none")};
     code = hr_open_model(options, &choice, &model, &used);
-    if (code != HR_EXIT_OK || (code = open_serving_engine(options, model, &engine)) != HR_EXIT_OK)
+    if (code != HR_EXIT_OK || (code = hr_check_dtype(options, model)) != HR_EXIT_OK ||
+        (code = open_serving_engine(options, model, &engine)) != HR_EXIT_OK)
         goto done;
-    if (!hr_option_bool(options, "quiet"))
+    if (hr_log_level(options) >= HEADRACE_LOG_INFO)
         hr_print_summary(model, engine);
     if (hr_server_run(server, model, engine, &err) != HEADRACE_OK) {
         code = hr_report(&err);

@@ -10,6 +10,12 @@
 #define WITH_JSON (HR_FOR_INFO | HR_FOR_TOKENIZE | HR_FOR_BENCH | HR_FOR_SCORE | HR_FOR_COMPARE | HR_FOR_DOCTOR)
 #define ALL ((unsigned)-1)
 
+const hr_option_group hr_option_groups[] = {
+    {"model", "Model:"},      {"device", "Computing:"}, {"max-model-len", "Engine:"}, {"host", "Server:"},
+    {"system", "Answering:"}, {"special", "Text:"},     {"ids", "Measuring:"},        {"verbose", "Every command:"},
+};
+const uint32_t hr_option_group_count = sizeof hr_option_groups / sizeof hr_option_groups[0];
+
 const hr_option_def hr_option_table[] = {
     /* model */
     {"model", NULL, 'm', HR_OPTION_TEXT, "PATH", NULL, WITH_MODEL,
@@ -26,11 +32,20 @@ const hr_option_def hr_option_table[] = {
      "the plain fp32 path: slow, the oracle of every other"},
     {"kv-cache-dtype", NULL, 0, HR_OPTION_TEXT, "auto|bf16|f32", "auto", WITH_COMPUTE,
      "element type of keys and values"},
+    {"deterministic", NULL, 0, HR_OPTION_BOOL, NULL, "yes", WITH_ENGINE,
+     "a request's tokens never depend on what else runs: the CPU always computes so"},
+    {"dtype", NULL, 0, HR_OPTION_TEXT, "auto|bfloat16|float16|float32", "auto", WITH_ENGINE,
+     "weights run in the file's own dtype; any other is refused"},
+    {"quantization", NULL, 0, HR_OPTION_TEXT, "auto|gguf", "auto", WITH_ENGINE, "as the file is"},
+    {"tensor-parallel-size", NULL, 0, HR_OPTION_UINT, "N", "1", WITH_ENGINE, "only 1; also -tp"},
+    {"gpu-memory-utilization", NULL, 0, HR_OPTION_REAL, "F", NULL, WITH_ENGINE,
+     "no effect on the CPU; see --kv-cache-memory"},
     {"chunk", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE, "rows a step; 0: 512"},
     /* engine */
     {"max-model-len", "ctx-size", 'c', HR_OPTION_UINT, "N", "0", WITH_ENGINE,
      "prompt + output tokens; 0: from the model"},
-    {"max-num-seqs", "parallel", 0, HR_OPTION_UINT, "N", "0", WITH_ENGINE, "sequences that run at once; 0: by memory"},
+    {"max-num-seqs", "parallel", 0, HR_OPTION_UINT, "N", "0", WITH_ENGINE,
+     "sequences that run at once; 0: by memory; also -np"},
     {"max-num-batched-tokens", NULL, 'b', HR_OPTION_UINT, "N", "0", WITH_ENGINE, "rows a step; 0: 512"},
     {"max-num-queued-reqs", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_SERVE, "waiting requests; 0: 4 x max-num-seqs"},
     {"max-num-queued-tokens", NULL, 0, HR_OPTION_UINT64, "N", "0", HR_FOR_SERVE, "waiting prompt tokens; 0: no limit"},
@@ -66,12 +81,14 @@ const hr_option_def hr_option_table[] = {
      "part <think> text from the answer, or leave it in"},
     {"tool-call-parser", NULL, 0, HR_OPTION_TEXT, "lfm2|none", "lfm2", HR_FOR_SERVE,
      "read tool calls out of the answer, or leave them as text"},
+    {"enable-auto-tool-choice", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE,
+     "let the model call tools; no: as --tool-call-parser none"},
     {"enable-per-request-metrics", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_SERVE,
      "add times and speed to each answer"},
     {"metrics", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "serve /metrics"},
     {"metrics-prefix", NULL, 0, HR_OPTION_TEXT, "NAME", "headrace", HR_FOR_SERVE, "\"vllm\" gives vLLM's metric names"},
     {"log-requests", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "one line a request (never its text)"},
-    {"log-format", NULL, 0, HR_OPTION_TEXT, "text|json", "text", HR_FOR_SERVE, "format of those lines"},
+    {"log-format", NULL, 0, HR_OPTION_TEXT, "text|json", "text", HR_FOR_SERVE, "format of the line a request"},
     {"print-config", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_SERVE, "show every option with its source and exit"},
     /* answering */
     {"system", NULL, 's', HR_OPTION_TEXT, "TEXT", NULL, HR_FOR_RUN, "system message"},
@@ -103,6 +120,10 @@ const hr_option_def hr_option_table[] = {
     /* every command */
     {"verbose", NULL, 'v', HR_OPTION_BOOL, NULL, "no", ALL, "debug lines on stderr"},
     {"quiet", NULL, 'q', HR_OPTION_BOOL, NULL, "no", ALL, "only results and errors"},
+    {"log-level", NULL, 0, HR_OPTION_TEXT, "error|warning|info|debug", "info", ALL,
+     "error is --quiet, debug is --verbose"},
+    {"color", NULL, 0, HR_OPTION_TEXT, "auto|always|never", "auto", ALL,
+     "accepted; nothing is printed in colour, with or without NO_COLOR"},
     {"config", NULL, 0, HR_OPTION_TEXT, "FILE", NULL, ALL, "lines of `name = value` with the names above"},
 };
 const uint32_t hr_option_count = sizeof hr_option_table / sizeof hr_option_table[0];

@@ -15,6 +15,13 @@ typedef struct hr_option_def {
     const char *help;
 } hr_option_def;
 
+/* Help is parted by title; a group begins with the row of that name. */
+typedef struct hr_option_group {
+    const char *first, *title;
+} hr_option_group;
+
+extern const hr_option_group hr_option_groups[];
+extern const uint32_t hr_option_group_count;
 extern const hr_option_def hr_option_table[];
 extern const uint32_t hr_option_count;
 

@@ -333,64 +333,87 @@ static error_t on_argument(int key, char *text, struct argp_state *state)
     return ARGP_ERR_UNKNOWN;
 }
 
+/* The help line of an option with its default, where that says more than the line does. */
+static char *make_help(const hr_option_def *def)
+{
+    bool is_told = !def->initial || strcmp(def->initial, "no") == 0 ||
+                   (strcmp(def->initial, "0") == 0 && strstr(def->help, "0: "));
+    char *text;
+
+    if (is_told)
+        return copy_text(def->help, strlen(def->help));
+    HR_ASSERT(asprintf(&text, "%s (%s)", def->help, def->initial) >= 0);
+    return text;
+}
+
+/* The group that the row begins, counted from 1, or 0. */
+static int group_begun_by(const hr_option_def *def)
+{
+    for (uint32_t i = 0; i < hr_option_group_count; i++) {
+        if (strcmp(def->name, hr_option_groups[i].first) == 0)
+            return (int)i + 1;
+    }
+    return 0;
+}
+
 /* argp's table for one command; help_texts keeps the composed lines alive. Both belong to the caller. */
 static struct argp_option *make_argp_table(unsigned command, char ***help_texts)
 {
-    struct argp_option *table = calloc(3 * (size_t)hr_option_count + 1, sizeof *table);
-    char **texts = calloc(hr_option_count + 1, sizeof *texts);
+    struct argp_option *table = calloc(3 * (size_t)hr_option_count + hr_option_group_count + 1, sizeof *table);
+    char **texts = calloc(2 * (size_t)hr_option_count + 1, sizeof *texts);
     size_t n = 0, n_texts = 0;
+    int group = 0, titled = 0;
 
     HR_ASSERT(table && texts);
     for (uint32_t i = 0; i < hr_option_count; i++) {
         const hr_option_def *def = &hr_option_table[i];
+        int begun = group_begun_by(def);
         bool is_bool = def->kind == HR_OPTION_BOOL;
 
+        group = begun ? begun : group;
         if ((def->commands & command) == 0)
             continue;
-        if (def->initial && strcmp(def->initial, "no") != 0)
-            HR_ASSERT(asprintf(&texts[n_texts], "%s (%s)", def->help, def->initial) >= 0);
-        else
-            texts[n_texts] = copy_text(def->help, strlen(def->help));
+        if (titled != group)
+            table[n++] = (struct argp_option){.doc = hr_option_groups[group - 1].title, .group = group};
+        titled = group;
+        texts[n_texts] = make_help(def);
         table[n++] = (struct argp_option){.name = def->name,
                                           .key = def->key ? def->key : KEY_BASE + (int)i,
                                           .arg = is_bool ? NULL : def->value,
-                                          .doc = texts[n_texts++]};
+                                          .doc = texts[n_texts++],
+                                          .group = group};
         if (def->alias)
-            table[n++] = (struct argp_option){.name = def->alias, .flags = OPTION_ALIAS};
+            table[n++] = (struct argp_option){.name = def->alias, .flags = OPTION_ALIAS, .group = group};
         if (is_bool) {
-            char *no;
-
-            HR_ASSERT(asprintf(&no, "no-%s", def->name) >= 0);
-            texts = realloc(texts, (n_texts + 2 + hr_option_count) * sizeof *texts);
-            HR_ASSERT(texts);
-            texts[n_texts++] = no;
-            texts[n_texts] = NULL;
-            table[n++] = (struct argp_option){.name = no, .key = KEY_NO_BASE + (int)i, .flags = OPTION_HIDDEN};
+            HR_ASSERT(asprintf(&texts[n_texts], "no-%s", def->name) >= 0);
+            table[n++] = (struct argp_option){
+                .name = texts[n_texts++], .key = KEY_NO_BASE + (int)i, .flags = OPTION_HIDDEN, .group = group};
         }
     }
-    texts[n_texts] = NULL;
     *help_texts = texts;
     return table;
 }
 
-/* -hf, -np: two letters behind one dash, as llama.cpp's users type them, which argp would read as clusters. */
+/* -hf, -np, -tp: two letters behind one dash, as users of llama.cpp and vLLM type them, which argp would read as
+ * clusters. */
 static void widen_short_names(int argc, char **argv)
 {
-    static char hf[] = "--hf", parallel[] = "--parallel";
+    static char hf[] = "--hf", parallel[] = "--parallel", tensor[] = "--tensor-parallel-size";
 
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "-hf") == 0)
             argv[i] = hf;
         else if (strcmp(argv[i], "-np") == 0)
             argv[i] = parallel;
+        else if (strcmp(argv[i], "-tp") == 0)
+            argv[i] = tensor;
     }
 }
 
 static const char help_footer[] =
     "\vAn option without a value has a --no-NAME. Sizes take k, m, g (1000) and ki, mi, gi (1024). Every option can be "
     "set by the environment as well (--max-model-len: HEADRACE_MAX_MODEL_LEN) and in the --config file; a flag wins "
-    "over "
-    "the environment, the environment over the file.";
+    "over the environment, the environment over the file.";
 
 hr_options *hr_options_parse(int argc, char **argv, unsigned command, const char *arguments, const char *description,
                              uint32_t min_arguments, uint32_t max_arguments)
@@ -412,6 +435,7 @@ hr_options *hr_options_parse(int argc, char **argv, unsigned command, const char
     HR_ASSERT(options->values && asprintf(&program, "headrace %s", argv[0]) >= 0);
 
     argp_err_exit_status = HR_EXIT_USAGE;
+    (void)setenv("ARGP_HELP_FMT", "rmargin=100,opt-doc-col=34", 0); /* the user's own layout wins */
     argp_program_version = NULL;
     read_defaults(options);
     read_environment(options);

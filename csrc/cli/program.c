@@ -42,11 +42,25 @@ static void print_log(headrace_log_level level, const char *line, void *user)
         (void)fprintf(stderr, "headrace: %s%s\n", names[level], line);
 }
 
+headrace_log_level hr_log_level(const hr_options *options)
+{
+    static const char *const names[] = {"error", "warning", "info", "debug"};
+    const char *name = hr_option_text(options, "log-level");
+    int rank = hr_option_rank(options, "log-level");
+    int level = HEADRACE_LOG_ERROR;
+
+    if (hr_option_bool(options, "quiet") && hr_option_rank(options, "quiet") >= rank)
+        return HEADRACE_LOG_ERROR;
+    if (hr_option_bool(options, "verbose") && hr_option_rank(options, "verbose") >= rank)
+        return HEADRACE_LOG_DEBUG;
+    while (level < HEADRACE_LOG_DEBUG && strcmp(names[level], name) != 0)
+        level++;
+    return (headrace_log_level)level;
+}
+
 void hr_setup_log(const hr_options *options)
 {
-    log_limit = hr_option_bool(options, "quiet")     ? HEADRACE_LOG_ERROR
-                : hr_option_bool(options, "verbose") ? HEADRACE_LOG_DEBUG
-                                                     : HEADRACE_LOG_INFO;
+    log_limit = hr_log_level(options);
     headrace_set_log(print_log, NULL);
 }
 
@@ -144,7 +158,7 @@ int hr_open_model(const hr_options *options, const hr_model_choice *choice, head
     model_options.skip_weights = choice->skip_weights;
     model_options.chat_template = choice->chat_template;
     model_options.ignore_generation_config = choice->ignore_generation_config;
-    if (isatty(STDERR_FILENO) && !hr_option_bool(options, "quiet")) {
+    if (isatty(STDERR_FILENO) && hr_log_level(options) >= HEADRACE_LOG_INFO) {
         model_options.progress = show_progress;
         model_options.progress_user = &shown;
     }

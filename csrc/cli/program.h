@@ -20,7 +20,9 @@ int hr_cmd_version(int argc, char **argv);
 
 /* Prints "headrace: MESSAGE" on stderr and returns the exit code for the status. */
 int hr_report(const headrace_error *err);
-/* For the commands that log: sends the library's lines to stderr by --verbose and --quiet. */
+/* How much is said on stderr: --quiet and --verbose, else --log-level, whichever came from the stronger source. */
+headrace_log_level hr_log_level(const hr_options *options);
+/* For the commands that log: sends the library's lines to stderr by that level. */
 void hr_setup_log(const hr_options *options);
 
 /* Says so on stderr and returns HR_EXIT_MEMORY. */
@@ -41,6 +43,10 @@ typedef struct hr_model_choice {
 /* Opens the model that the options mean, with progress on a terminal. 0 or an exit code, after printing what was wrong.
  * *used_argument as in hr_model_path. */
 int hr_open_model(const hr_options *options, const hr_model_choice *choice, headrace_model **out, bool *used_argument);
+/* vllm_flags.c, for the commands that have an engine: the flags that only vLLM needs, before a model is opened and
+ * after. 0 or an exit code, after printing what is right here. */
+int hr_check_vllm_flags(const hr_options *options);
+int hr_check_dtype(const hr_options *options, const headrace_model *model);
 /* Engine options from the flags that serve, run and bench share. */
 void hr_engine_options_from(const hr_options *options, headrace_engine_options *out);
 /* Opens an engine. 0 or an exit code, after printing what was wrong. */

@@ -86,6 +86,47 @@ def test_bad_values_name_option_value_and_what_is_right(cli, flag, value, wanted
         assert re.search(flag.strip("-").replace("-", "[-_]"), ended.stderr)
 
 
+def test_help_fits_a_hundred_columns_and_is_parted(cli):
+    for command in COMMANDS:
+        lines = fine(cli(command, "--help")).splitlines()
+        assert max(map(len, lines)) <= 100 and " Every command:" in lines
+        assert (" Server:" in lines) == (command == "serve")
+
+
+def test_flags_of_vllm_scripts_mean_what_runs_here(cli):
+    ended = cli("run", "tiny", WHO, "--temp", "0", "--dtype", "bfloat16", "--quantization=auto", "-tp", "1", "--deterministic",
+                "--gpu-memory-utilization", "0.9", "--color", "always", env={"NO_COLOR": "1"})
+    assert fine(ended) == ANSWER + "\n"
+    assert ended.stderr.count("\n") == 1 and "warning: --gpu-memory-utilization" in ended.stderr
+    assert "--kv-cache-memory" in ended.stderr
+    assert cli("run", "tiny", WHO, "--temp=0", "--gpu-memory-utilization=1", "--log-level=error").stderr == ""
+    assert fine(cli("run", "tiny", WHO, "--temp=0", "--dtype=float32", "--exact")) == ANSWER + "\n"
+
+
+def test_flags_of_vllm_scripts_that_ask_for_something_else_are_refused(cli, source_dir):
+    gguf = source_dir / "tests/data/goldens/gguf/dense_tiny-q4_0.gguf"
+    refused(cli("run", "tiny", WHO, "--dtype", "float32"), USAGE, "--dtype float32", "file's own dtype (BF16", "--exact")
+    refused(cli("run", "tiny", WHO, "--dtype", "float16"), USAGE, "--dtype float16", "BF16", "--dtype auto")
+    refused(cli("serve", gguf, "--port=0", "--dtype=bfloat16"), USAGE, "Q4_0")
+    refused(cli("bench", "latency", "tiny", "--dtype", "fp8"), USAGE, "auto|bfloat16|float16|float32")
+    refused(cli("serve", "tiny", "-tp", "2"), USAGE, "--tensor-parallel-size 2", "one CPU process", "--threads")
+    refused(cli("serve", "tiny", "-tp", "0"), USAGE, "--tensor-parallel-size 0")
+    refused(cli("serve", "tiny", "--quantization", "awq"), USAGE, "awq", "auto|gguf")
+    refused(cli("run", "tiny", WHO, "--quantization", "gguf"), USAGE, "safetensors", ".gguf")
+    for value in ("0", "1.5", "-1"):
+        refused(cli("run", "tiny", WHO, "--gpu-memory-utilization", value), USAGE, "--gpu-memory-utilization")
+
+
+def test_the_stronger_source_sets_how_much_is_said(cli):
+    def talk(*flags, **env):
+        ended = cli("run", "tiny", WHO, "--temp=0", "--gpu-memory-utilization=1", *flags, env=env)
+        assert fine(ended) == ANSWER + "\n"
+        return ended.stderr
+    assert "limits" in talk("--log-level", "debug") and "limits" in talk("-v") and "limits" not in talk()
+    assert talk("--log-level=warning").startswith("headrace: warning") and talk("-q") == ""
+    assert talk("--log-level=error", HEADRACE_VERBOSE="yes") == "" and "limits" in talk("-v", HEADRACE_LOG_LEVEL="error")
+
+
 def test_version(cli):
     assert re.fullmatch(r"headrace \d+\.\d+\.\d+\n", fine(cli("version")))
     assert fine(cli("--version")) == fine(cli("version"))
@@ -128,7 +169,8 @@ def test_booleans_are_undone_and_the_last_one_counts(cli):
 
 def test_other_spellings_mean_the_same(cli):
     values = printed(cli("serve", "-c", "100", "-np", "3", "-b", "64", "-t", "2", "-a", "x", "--alias", "y", "-m", "tiny",
-                         "--print-config"))
+                         "-tp", "1", "--print-config"))
+    assert values["tensor-parallel-size"] == ("1", "flag")
     assert [values[n][0] for n in ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "threads", "served-model-name",
                                    "model")] == ["100", "3", "64", "2", "x,y", "tiny"]
     assert printed(cli("serve", "--ctx-size=7", "--print-config"))["max-model-len"] == ("7", "flag")
