@@ -1,7 +1,22 @@
-/* See http_parser.h. The head is collected whole (it is small and bounded) and then taken apart; the body is read in
- * place. */
+/* See http_parser.h. The head is collected whole (it is small and bounded) and given to the library in one call, so
+ * that its callbacks see whole names and values; chunk and body data go to it as they come, chunk framing byte by byte.
+ *
+ * A proxy in front must not find other request borders than we do, so what the library (2.9.4, which Debian builds
+ * without HTTP_PARSER_STRICT) lets pass and RFC 9112 does not, or lets a recipient refuse, is refused here:
+ * - check_byte, on all bytes outside bodies: bare CR, bare LF, folded lines, control characters.
+ * - check_framing: blanks behind a chunk size, and bytes from 0x80 in it, which the library reads as the digit 0.
+ * - on_chunk_end: any two bytes in place of the CR LF behind chunk data.
+ * - on_url: several blanks in the request line, no version (HTTP/0.9) or another than 1.0 and 1.1, any four letters for
+ *   HTTP, tabs in the target, targets that are no path, CONNECT (which would end the request before its body).
+ * - on_field: blanks in field names, so also before the colon.
+ * - on_head: no Host or several; Transfer-Encoding twice, with other codings, or in HTTP/1.0.
+ * - execute: nothing lenient, but a Content-Length beyond 64 bits is 413 like any other that is too large.
+ */
 #include "server/http_parser.h"
 
+#include <ctype.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -9,9 +24,20 @@
 #define BODY_KEEP_BYTES 65536 /* a kept connection does not hold on to a large body's memory */
 #define CHUNK_LINE_MAX 256
 
+/* The library's own limit is one number for the whole process; those of the parser here are checked before it. */
+static void lift_library_limit(void)
+{
+    http_parser_set_max_header_size(UINT32_MAX);
+}
+
 void hr_http_parser_init(hr_http_parser *parser, const hr_http_limits *limits)
 {
-    *parser = (hr_http_parser){.limits = *limits};
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+    (void)pthread_once(&once, lift_library_limit);
+    *parser = (hr_http_parser){.limits = *limits, .method = ""};
+    http_parser_init(&parser->library, HTTP_REQUEST);
+    parser->library.data = parser;
 }
 
 void hr_http_parser_deinit(hr_http_parser *parser)
@@ -20,170 +46,130 @@ void hr_http_parser_deinit(hr_http_parser *parser)
     hr_buffer_deinit(&parser->body);
     free(parser->fields);
     free(parser->path);
-    *parser = (hr_http_parser){.limits = parser->limits};
+    hr_http_parser_init(parser, &parser->limits);
 }
 
 void hr_http_parser_reset(hr_http_parser *parser)
 {
-    hr_http_parser kept = {.limits = parser->limits, .head = parser->head, .body = parser->body};
+    hr_buffer head = parser->head, body = parser->body;
 
-    free(parser->fields);
-    free(parser->path);
-    hr_buffer_clear(&kept.head);
-    if (kept.body.capacity > BODY_KEEP_BYTES)
-        hr_buffer_deinit(&kept.body);
-    hr_buffer_clear(&kept.body);
-    *parser = kept;
+    hr_buffer_clear(&head);
+    if (body.capacity > BODY_KEEP_BYTES)
+        hr_buffer_deinit(&body);
+    hr_buffer_clear(&body);
+    parser->head = parser->body = (hr_buffer){0};
+    hr_http_parser_deinit(parser);
+    parser->head = head;
+    parser->body = body;
 }
 
-static void fail(hr_http_parser *parser, hr_api_code code, const char *message)
+/* Returns what stops the library when a callback returns it. */
+static int fail(hr_http_parser *parser, hr_api_code code, const char *message)
 {
     parser->state = HR_HTTP_FAILED;
     parser->keep_alive = false;
     (void)hr_api_fail(&parser->error, code, NULL, "%s", message);
-}
-
-/* RFC 9110: what method and field names are made of. */
-static bool is_token_char(unsigned char c)
-{
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-           (c != '\0' && strchr("!#$%&'*+-.^_`|~", c) != NULL);
-}
-
-static int hex_value(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F')
-        return c - 'A' + 10;
     return -1;
 }
 
-static bool decode_path(hr_http_parser *parser, const char *target, size_t len)
+static int fail_memory(hr_http_parser *parser)
+{
+    return fail(parser, HR_API_ENGINE_ERROR, "The server has no memory for this request.");
+}
+
+/* What holds for every byte outside bodies. */
+static int check_byte(hr_http_parser *parser, char c)
+{
+    char previous = parser->previous;
+
+    parser->previous = c;
+    if ((c == '\n') != (previous == '\r'))
+        return fail(parser, HR_API_BAD_HTTP, "Lines must end with CR LF.");
+    if (previous == '\n' && (c == ' ' || c == '\t'))
+        return fail(parser, HR_API_BAD_HTTP, "A line begins with a blank; folded lines are not accepted.");
+    if (((unsigned char)c < 0x20 && c != '\t' && c != '\r' && c != '\n') || c == 0x7F)
+        return fail(parser, HR_API_BAD_HTTP, "A header or chunk line holds a control character.");
+    return 0;
+}
+
+/* ---------------------------------------------------------------- head */
+
+static int decode_path(hr_http_parser *parser, const char *target, size_t len)
 {
     size_t n = 0, i;
 
     parser->path = malloc(len + 1);
-    if (!parser->path) {
-        fail(parser, HR_API_ENGINE_ERROR, "The server has no memory for this request.");
-        return false;
-    }
+    if (!parser->path)
+        return fail_memory(parser);
     for (i = 0; i < len && target[i] != '?'; i++) {
         char c = target[i];
 
         if (c == '%') {
-            int high = i + 2 < len ? hex_value(target[i + 1]) : -1, low = i + 2 < len ? hex_value(target[i + 2]) : -1;
+            char digits[3] = {target[i + 1], target[i + 2], '\0'}; /* a blank follows the target: no digit */
 
-            if (high < 0 || low < 0 || (high == 0 && low == 0)) {
-                fail(parser, HR_API_BAD_HTTP, "The request target has a bad percent escape.");
-                return false;
-            }
-            c = (char)(high << 4 | low);
+            c = isxdigit((unsigned char)digits[0]) && isxdigit((unsigned char)digits[1])
+                    ? (char)strtoul(digits, NULL, 16)
+                    : '\0';
+            if (c == '\0')
+                return fail(parser, HR_API_BAD_HTTP, "The request target has a bad percent escape.");
             i += 2;
         }
         parser->path[n++] = c;
     }
     parser->path[n] = '\0';
-    return true;
+    return 0;
 }
 
-/* METHOD SP TARGET SP HTTP/1.x, without its CRLF. */
-static bool parse_request_line(hr_http_parser *parser, const char *line, size_t len)
+/* The target lies in the head, which is terminated: looking around it is safe. */
+static int on_url(http_parser *library, const char *target, size_t len)
 {
-    const char *space = memchr(line, ' ', len), *target, *second;
-    size_t method_len, target_len, i;
+    hr_http_parser *parser = library->data;
+    const char *version = target + len;
 
-    if (!space || space == line || (method_len = (size_t)(space - line)) >= sizeof parser->method) {
-        fail(parser, HR_API_BAD_HTTP, "The request line is not METHOD TARGET HTTP/1.1.");
-        return false;
-    }
-    for (i = 0; i < method_len; i++) {
-        if (!is_token_char((unsigned char)line[i])) {
-            fail(parser, HR_API_BAD_HTTP, "The method is not a token.");
-            return false;
-        }
-    }
-    memcpy(parser->method, line, method_len);
-    parser->method[method_len] = '\0';
-    target = space + 1;
-    second = memchr(target, ' ', len - method_len - 1);
-    if (!second || line + len - second != 9 || memcmp(second + 1, "HTTP/1.", 7) != 0 ||
-        (second[8] != '0' && second[8] != '1')) {
-        fail(parser, HR_API_BAD_HTTP, "The request line does not end with HTTP/1.1 or HTTP/1.0.");
-        return false;
-    }
-    parser->is_http10 = second[8] == '0';
-    target_len = (size_t)(second - target);
-    if (target_len > parser->limits.max_target_bytes) {
-        fail(parser, HR_API_HEADERS_TOO_LARGE, "The request target is too long.");
-        return false;
-    }
-    for (i = 0; i < target_len; i++) {
-        if ((unsigned char)target[i] <= 0x20 || target[i] == 0x7F) {
-            fail(parser, HR_API_BAD_HTTP, "The request target holds a control character.");
-            return false;
-        }
-    }
-    if (target_len == 0 || (target[0] != '/' && !(target_len == 1 && target[0] == '*'))) {
-        fail(parser, HR_API_BAD_HTTP, "The request target must be a path that begins with /.");
-        return false;
-    }
-    return decode_path(parser, target, target_len);
+    parser->method = http_method_str((enum http_method)library->method);
+    if (len > parser->limits.max_target_bytes)
+        return fail(parser, HR_API_HEADERS_TOO_LARGE, "The request target is too long.");
+    if (target[-2] == ' ' || strncmp(version, " HTTP/1.", 8) != 0 || (version[8] != '0' && version[8] != '1') ||
+        version[9] != '\r')
+        return fail(parser, HR_API_BAD_HTTP, "The request line is not METHOD TARGET HTTP/1.1 or HTTP/1.0.");
+    parser->is_http10 = version[8] == '0';
+    if (library->method == HTTP_CONNECT || (target[0] != '/' && !(len == 1 && target[0] == '*')) ||
+        memchr(target, '\t', len))
+        return fail(parser, HR_API_BAD_HTTP, "The request target must be a path that begins with /.");
+    return decode_path(parser, target, len);
 }
 
-static bool add_field(hr_http_parser *parser, hr_http_field field)
+static int on_field(http_parser *library, const char *name, size_t len)
 {
-    if (parser->n_fields >= parser->limits.max_header_fields) {
-        fail(parser, HR_API_HEADERS_TOO_LARGE, "Too many header fields.");
-        return false;
-    }
-    if (parser->n_fields == parser->fields_capacity) {
-        uint32_t capacity = parser->fields_capacity ? parser->fields_capacity * 2 : 16;
-        hr_http_field *fields = realloc(parser->fields, capacity * sizeof *fields);
+    hr_http_parser *parser = library->data;
 
-        if (!fields) {
-            fail(parser, HR_API_ENGINE_ERROR, "The server has no memory for this request.");
-            return false;
-        }
-        parser->fields = fields;
-        parser->fields_capacity = capacity;
+    if (parser->state != HR_HTTP_IN_HEAD) /* trailers are read and dropped */
+        return 0;
+    if (memchr(name, ' ', len))
+        return fail(parser, HR_API_BAD_HTTP, "A header field name holds a blank.");
+    if (parser->n_fields >= parser->limits.max_header_fields)
+        return fail(parser, HR_API_HEADERS_TOO_LARGE, "Too many header fields.");
+    if (!parser->fields) {
+        parser->fields = calloc(parser->limits.max_header_fields, sizeof *parser->fields);
+        if (!parser->fields)
+            return fail_memory(parser);
     }
-    parser->fields[parser->n_fields++] = field;
-    return true;
+    parser->fields[parser->n_fields++] = (hr_http_field){(uint32_t)(name - parser->head.at), (uint32_t)len, 0, 0};
+    return 0;
 }
 
-static bool parse_field(hr_http_parser *parser, size_t start, size_t len)
+/* Once a field: folded lines, of which there would be several values, were refused. */
+static int on_value(http_parser *library, const char *value, size_t len)
 {
-    const char *line = parser->head.at + start, *colon = memchr(line, ':', len);
-    size_t name_len, from, to, i;
+    hr_http_parser *parser = library->data;
 
-    if (!colon || colon == line) {
-        fail(parser, HR_API_BAD_HTTP, "A header line has no field name.");
-        return false;
-    }
-    name_len = (size_t)(colon - line);
-    for (i = 0; i < name_len; i++) { /* a blank here covers folded lines and blanks before the colon as well */
-        if (!is_token_char((unsigned char)line[i])) {
-            fail(parser, HR_API_BAD_HTTP, "A header field name is not a token.");
-            return false;
-        }
-    }
-    for (from = name_len + 1; from < len && (line[from] == ' ' || line[from] == '\t');)
-        from++;
-    for (to = len; to > from && (line[to - 1] == ' ' || line[to - 1] == '\t');)
-        to--;
-    for (i = from; i < to; i++) {
-        unsigned char c = (unsigned char)line[i];
-
-        if ((c < 0x20 && c != '\t') || c == 0x7F) {
-            fail(parser, HR_API_BAD_HTTP, "A header field value holds a control character.");
-            return false;
-        }
-    }
-    return add_field(
-        parser, (hr_http_field){(uint32_t)start, (uint32_t)name_len, (uint32_t)(start + from), (uint32_t)(to - from)});
+    if (parser->state != HR_HTTP_IN_HEAD)
+        return 0;
+    while (len > 0 && (value[len - 1] == ' ' || value[len - 1] == '\t'))
+        len--;
+    parser->fields[parser->n_fields - 1].value = (uint32_t)(value - parser->head.at);
+    parser->fields[parser->n_fields - 1].value_len = (uint32_t)len;
+    return 0;
 }
 
 static const char *find_field(const hr_http_parser *parser, const char *name, size_t *len, uint32_t *count)
@@ -218,223 +204,131 @@ static bool is_text(const char *value, size_t len, const char *text)
     return len == strlen(text) && strncasecmp(value, text, len) == 0;
 }
 
-/* Whether a comma-separated list holds the word. */
-static bool list_has(const char *value, size_t len, const char *word)
+static int on_head(http_parser *library)
 {
-    size_t at = 0;
-
-    while (at < len) {
-        size_t end = at, stop;
-
-        while (end < len && value[end] != ',')
-            end++;
-        stop = end;
-        while (at < stop && (value[at] == ' ' || value[at] == '\t'))
-            at++;
-        while (stop > at && (value[stop - 1] == ' ' || value[stop - 1] == '\t'))
-            stop--;
-        if (is_text(value + at, stop - at, word))
-            return true;
-        at = end + 1;
-    }
-    return false;
-}
-
-static bool read_content_length(hr_http_parser *parser, const char *value, size_t len)
-{
-    uint64_t length = 0;
-
-    if (len == 0 || len > 18) {
-        fail(parser, len ? HR_API_BODY_TOO_LARGE : HR_API_BAD_HTTP, "Content-Length is not a sensible number.");
-        return false;
-    }
-    for (size_t i = 0; i < len; i++) {
-        if (value[i] < '0' || value[i] > '9') {
-            fail(parser, HR_API_BAD_HTTP, "Content-Length is not a number.");
-            return false;
-        }
-        length = length * 10 + (uint64_t)(value[i] - '0');
-    }
-    parser->remaining = length;
-    return true;
-}
-
-/* How long the body is: the place where request smuggling happens, so that everything ambiguous is refused. */
-static bool frame_body(hr_http_parser *parser)
-{
-    size_t len = 0, transfer_len = 0;
-    uint32_t n_lengths, n_transfers;
-    const char *value = find_field(parser, "content-length", &len, &n_lengths);
-    const char *transfer = find_field(parser, "transfer-encoding", &transfer_len, &n_transfers);
-
-    if (n_lengths > 1 || n_transfers > 1 || (value && transfer)) {
-        fail(parser, HR_API_BAD_HTTP, "The length of the body is stated more than once.");
-        return false;
-    }
-    if (transfer) {
-        if (parser->is_http10 || !is_text(transfer, transfer_len, "chunked")) {
-            fail(parser, HR_API_BAD_HTTP, "The only supported Transfer-Encoding is chunked, in HTTP/1.1.");
-            return false;
-        }
-        parser->is_chunked = true;
-    }
-    if (value && !read_content_length(parser, value, len))
-        return false;
-    if (parser->remaining > parser->limits.max_body_bytes) {
-        fail(parser, HR_API_BODY_TOO_LARGE, "The body is larger than the server accepts.");
-        return false;
-    }
-    return true;
-}
-
-static bool read_connection_fields(hr_http_parser *parser)
-{
+    hr_http_parser *parser = library->data;
+    bool has_body = library->content_length != UINT64_MAX; /* which stands for no Content-Length */
+    const char *value;
     size_t len = 0;
     uint32_t count;
-    const char *value = find_field(parser, "host", &len, &count);
 
-    if (count > 1 || (count == 0 && !parser->is_http10)) {
-        fail(parser, HR_API_BAD_HTTP, "A request needs exactly one Host field.");
-        return false;
-    }
-    value = find_field(parser, "connection", &len, &count);
-    parser->keep_alive = parser->is_http10 ? value && list_has(value, len, "keep-alive") : true;
-    if (value && list_has(value, len, "close"))
-        parser->keep_alive = false;
+    (void)find_field(parser, "host", &len, &count);
+    if (count > 1 || (count == 0 && !parser->is_http10))
+        return fail(parser, HR_API_BAD_HTTP, "A request needs exactly one Host field.");
+    value = find_field(parser, "transfer-encoding", &len, &count);
+    if (value && (count > 1 || parser->is_http10 || !is_text(value, len, "chunked")))
+        return fail(parser, HR_API_BAD_HTTP, "The only supported Transfer-Encoding is chunked, once, in HTTP/1.1.");
     value = find_field(parser, "expect", &len, &count);
-    if (value && !is_text(value, len, "100-continue")) {
-        fail(parser, HR_API_BAD_HTTP, "The only supported expectation is 100-continue.");
-        return false;
-    }
+    if (value && !is_text(value, len, "100-continue"))
+        return fail(parser, HR_API_BAD_HTTP, "The only supported expectation is 100-continue.");
     parser->expects_continue = value && !parser->is_http10;
-    return true;
+    if (has_body && library->content_length > parser->limits.max_body_bytes)
+        return fail(parser, HR_API_BODY_TOO_LARGE, "The body is larger than the server accepts.");
+    parser->remaining = has_body ? library->content_length : 0;
+    parser->keep_alive = http_should_keep_alive(library) && !(library->flags & F_CONNECTION_CLOSE);
+    return 0;
 }
 
-static void parse_head(hr_http_parser *parser)
+/* ---------------------------------------------------------------- body */
+
+static int on_body(http_parser *library, const char *bytes, size_t len)
 {
-    const char *head = parser->head.at;
-    size_t at = 0, end = parser->head.len - 2; /* without the empty line */
-    bool is_first = true;
+    hr_http_parser *parser = library->data;
 
-    while (at < end) {
-        const char *newline = memchr(head + at, '\n', end - at);
-        size_t len = newline ? (size_t)(newline - head) - at - 1 : 0;
-
-        if (!newline) /* cannot be: every line was seen to end */
-            break;
-        if (is_first ? !parse_request_line(parser, head + at, len) : !parse_field(parser, at, len))
-            return;
-        is_first = false;
-        at += len + 2;
-    }
-    if (!read_connection_fields(parser) || !frame_body(parser))
-        return;
-    parser->state = parser->is_chunked || parser->remaining > 0 ? HR_HTTP_HEAD_DONE : HR_HTTP_COMPLETE;
+    hr_buffer_add(&parser->body, bytes, len);
+    parser->remaining -= len;
+    parser->previous = 0;
+    return parser->body.failed ? fail_memory(parser) : 0;
 }
 
-static size_t feed_head(hr_http_parser *parser, const char *bytes, size_t len)
+static int on_chunk_size(http_parser *library)
 {
-    size_t at = 0;
+    hr_http_parser *parser = library->data;
 
-    while (at < len && parser->state == HR_HTTP_IN_HEAD) {
-        const char *newline;
-        size_t n;
-
-        if (parser->head.len == 0 && (bytes[at] == '\r' || bytes[at] == '\n')) {
-            at++; /* RFC 9112 2.2: empty lines before a request are let pass */
-            continue;
-        }
-        parser->saw_bytes = true;
-        newline = memchr(bytes + at, '\n', len - at);
-        n = newline ? (size_t)(newline - bytes) - at + 1 : len - at;
-        if (parser->head.len + n > parser->limits.max_header_bytes) {
-            fail(parser, HR_API_HEADERS_TOO_LARGE, "The request head is larger than the server accepts.");
-            return at;
-        }
-        hr_buffer_add(&parser->head, bytes + at, n);
-        at += n;
-        if (parser->head.failed) {
-            fail(parser, HR_API_ENGINE_ERROR, "The server has no memory for this request.");
-        } else if (newline && (parser->head.len < 2 || parser->head.at[parser->head.len - 2] != '\r')) {
-            fail(parser, HR_API_BAD_HTTP, "Lines must end with CR LF.");
-        } else if (newline && parser->head.len >= 4 &&
-                   memcmp(parser->head.at + parser->head.len - 4, "\r\n\r\n", 4) == 0) {
-            parse_head(parser);
-        }
-    }
-    return at;
-}
-
-static size_t feed_data(hr_http_parser *parser, const char *bytes, size_t len, hr_http_state next)
-{
-    size_t n = len < parser->remaining ? len : (size_t)parser->remaining;
-
-    hr_buffer_add(&parser->body, bytes, n);
-    parser->remaining -= n;
-    if (parser->body.failed)
-        fail(parser, HR_API_ENGINE_ERROR, "The server has no memory for this request.");
-    else if (parser->remaining == 0)
-        parser->state = next;
-    return n;
-}
-
-static void end_chunk_size(hr_http_parser *parser)
-{
+    if (library->content_length > parser->limits.max_body_bytes - parser->body.len)
+        return fail(parser, HR_API_BODY_TOO_LARGE, "The body is larger than the server accepts.");
+    parser->remaining = library->content_length;
+    parser->in_trailer = parser->remaining == 0;
+    parser->in_extension = false;
     parser->line_bytes = 0;
-    parser->size_digits = 0;
-    parser->trailer_line_empty = true;
-    parser->trailer_cr = false;
-    parser->state = parser->remaining ? HR_HTTP_IN_CHUNK : HR_HTTP_IN_TRAILER;
-    if (parser->remaining > parser->limits.max_body_bytes - parser->body.len)
-        fail(parser, HR_API_BODY_TOO_LARGE, "The body is larger than the server accepts.");
+    return 0;
 }
 
-/* One byte of the framing between chunks. */
-static void feed_framing(hr_http_parser *parser, char c)
+static int on_chunk_end(http_parser *library)
 {
-    switch (parser->state) {
-    case HR_HTTP_IN_CHUNK_SIZE:
-        if (hex_value(c) >= 0 && parser->size_digits < 15) {
-            parser->remaining = parser->remaining << 4 | (uint64_t)hex_value(c);
-            parser->size_digits++;
-        } else if (parser->size_digits && c == '\r') {
-            parser->state = HR_HTTP_IN_CHUNK_SIZE_LF;
-        } else if (parser->size_digits && c == ';') {
-            parser->state = HR_HTTP_IN_CHUNK_EXTENSION;
-        } else {
-            fail(parser, HR_API_BAD_HTTP, "A chunk size is not a hexadecimal number.");
-        }
-        break;
-    case HR_HTTP_IN_CHUNK_EXTENSION:
-        if (c == '\r')
-            parser->state = HR_HTTP_IN_CHUNK_SIZE_LF;
-        else if (((unsigned char)c < 0x20 && c != '\t') || ++parser->line_bytes > CHUNK_LINE_MAX)
-            fail(parser, HR_API_BAD_HTTP, "A chunk extension is malformed or too long.");
-        break;
-    case HR_HTTP_IN_CHUNK_SIZE_LF:
-        if (c == '\n')
-            end_chunk_size(parser);
-        else
-            fail(parser, HR_API_BAD_HTTP, "A chunk size line does not end with CR LF.");
-        break;
-    case HR_HTTP_IN_CHUNK_CR:
-    case HR_HTTP_IN_CHUNK_LF:
-        if (c != (parser->state == HR_HTTP_IN_CHUNK_CR ? '\r' : '\n'))
-            fail(parser, HR_API_BAD_HTTP, "A chunk does not end with CR LF.");
-        else
-            parser->state = parser->state == HR_HTTP_IN_CHUNK_CR ? HR_HTTP_IN_CHUNK_LF : HR_HTTP_IN_CHUNK_SIZE;
-        break;
-    default: /* HR_HTTP_IN_TRAILER: nothing here is used, but it must end */
-        if (++parser->line_bytes > parser->limits.max_header_bytes)
-            fail(parser, HR_API_HEADERS_TOO_LARGE, "The trailer is larger than the server accepts.");
-        else if ((c == '\n') != parser->trailer_cr)
-            fail(parser, HR_API_BAD_HTTP, "Lines must end with CR LF.");
-        else if (c == '\n' && parser->trailer_line_empty)
-            parser->state = HR_HTTP_COMPLETE;
-        else if (c != '\r')
-            parser->trailer_line_empty = c == '\n';
-        parser->trailer_cr = c == '\r';
+    hr_http_parser *parser = library->data;
+
+    parser->line_bytes = 0;
+    return parser->previous == '\n' ? 0 : fail(parser, HR_API_BAD_HTTP, "A chunk does not end with CR LF.");
+}
+
+static int on_complete(http_parser *library)
+{
+    ((hr_http_parser *)library->data)->state = HR_HTTP_COMPLETE;
+    return 0;
+}
+
+static int check_framing(hr_http_parser *parser, char c)
+{
+    uint32_t max = parser->in_trailer ? parser->limits.max_header_bytes : CHUNK_LINE_MAX;
+
+    parser->in_extension |= c == ';';
+    if (!parser->in_trailer && !parser->in_extension && c != '\r' && c != '\n' && !isxdigit((unsigned char)c))
+        return fail(parser, HR_API_BAD_HTTP, "A chunk size is not a hexadecimal number.");
+    if (++parser->line_bytes > max)
+        return fail(parser, parser->in_trailer ? HR_API_HEADERS_TOO_LARGE : HR_API_BAD_HTTP,
+                    "A chunk size line or the trailer is too long.");
+    return check_byte(parser, c);
+}
+
+/* ---------------------------------------------------------------- feeding */
+
+/* Gives bytes to the library; it uses all of them or something failed. */
+static bool execute(hr_http_parser *parser, const char *bytes, size_t len)
+{
+    static const http_parser_settings settings = {
+        .on_url = on_url,
+        .on_header_field = on_field,
+        .on_header_value = on_value,
+        .on_headers_complete = on_head,
+        .on_body = on_body,
+        .on_message_complete = on_complete,
+        .on_chunk_header = on_chunk_size,
+        .on_chunk_complete = on_chunk_end,
+    };
+    const http_parser *library = &parser->library;
+    char message[160];
+    enum http_errno error;
+    bool is_huge;
+
+    (void)http_parser_execute(&parser->library, &settings, bytes, len);
+    error = HTTP_PARSER_ERRNO(library);
+    if (error == HPE_OK || parser->state == HR_HTTP_FAILED)
+        return error == HPE_OK;
+    /* The library has one error for a length that is no number and for one beyond 64 bits, where it stops. */
+    is_huge = error == HPE_INVALID_CONTENT_LENGTH && parser->state == HR_HTTP_IN_HEAD &&
+              (library->flags & F_CONTENTLENGTH) && library->content_length >= UINT64_MAX / 10;
+    (void)snprintf(message, sizeof message, "The request is not well-formed HTTP: %s.", http_errno_description(error));
+    return fail(parser, is_huge ? HR_API_BODY_TOO_LARGE : HR_API_BAD_HTTP, message) == 0;
+}
+
+static void feed_head(hr_http_parser *parser, char c)
+{
+    hr_buffer *head = &parser->head;
+
+    if (head->len == 0 && (c == '\r' || c == '\n')) /* RFC 9112 2.2: empty lines before a request are let pass */
+        return;
+    parser->saw_bytes = true;
+    if (head->len == parser->limits.max_header_bytes) {
+        (void)fail(parser, HR_API_HEADERS_TOO_LARGE, "The request head is larger than the server accepts.");
+        return;
     }
+    hr_buffer_add_char(head, c);
+    if (head->failed)
+        (void)fail_memory(parser);
+    else if (check_byte(parser, c) == 0 && c == '\n' && head->len >= 4 && head->at[head->len - 3] == '\n' &&
+             execute(parser, head->at, head->len) && parser->state == HR_HTTP_IN_HEAD)
+        parser->state = HR_HTTP_HEAD_DONE;
 }
 
 size_t hr_http_parser_feed(hr_http_parser *parser, const char *bytes, size_t len)
@@ -442,19 +336,16 @@ size_t hr_http_parser_feed(hr_http_parser *parser, const char *bytes, size_t len
     size_t at = 0;
 
     if (parser->state == HR_HTTP_HEAD_DONE)
-        parser->state = parser->is_chunked ? HR_HTTP_IN_CHUNK_SIZE : HR_HTTP_IN_BODY;
-    while (at < len && parser->state != HR_HTTP_COMPLETE && parser->state != HR_HTTP_FAILED) {
-        if (parser->state == HR_HTTP_IN_HEAD) {
-            at += feed_head(parser, bytes + at, len - at);
-            if (parser->state == HR_HTTP_HEAD_DONE)
-                return at;
-        } else if (parser->state == HR_HTTP_IN_BODY) {
-            at += feed_data(parser, bytes + at, len - at, HR_HTTP_COMPLETE);
-        } else if (parser->state == HR_HTTP_IN_CHUNK) {
-            at += feed_data(parser, bytes + at, len - at, HR_HTTP_IN_CHUNK_CR);
-        } else {
-            feed_framing(parser, bytes[at++]);
-        }
+        parser->state = HR_HTTP_IN_BODY;
+    while (at < len && parser->state == HR_HTTP_IN_HEAD)
+        feed_head(parser, bytes[at++]);
+    while (at < len && parser->state == HR_HTTP_IN_BODY) {
+        bool is_data = parser->remaining > 0;
+        size_t n = !is_data ? 1 : parser->remaining < len - at ? (size_t)parser->remaining : len - at;
+
+        if ((!is_data && check_framing(parser, bytes[at]) != 0) || !execute(parser, bytes + at, n))
+            break;
+        at += n;
     }
     return at;
 }

@@ -1,14 +1,16 @@
-/* HTTP/1.1 requests out of a byte stream (RFC 9112), with limits. No sockets, no clock: a pure machine that tests and
+/* HTTP/1.1 requests out of a byte stream (RFC 9112), with limits. No sockets, no clock: a machine that tests and
  * fuzzers drive.
  *
- * Own code rather than evhttp, because the promises are stricter than what that offers: our JSON body on every refusal
- * (400, 408, 413, 431), no lenient framing that a proxy in front might read differently (bare LF, folded lines, two
- * lengths, length beside chunked, blanks before the colon), and one bounded copy of the body.
+ * Parsing is http-parser's (Debian: libhttp-parser-dev). This room holds our limits, our error bodies, and what that
+ * library is lenient about: http_parser.c says which and why. Its successor llhttp has no development package in
+ * Debian 12; the interface is the same, so that a later Debian can switch.
  */
 #ifndef HR_SERVER_HTTP_PARSER_H
 #define HR_SERVER_HTTP_PARSER_H
 
 #include "server/api_error.h"
+
+#include <http_parser.h>
 
 typedef struct hr_http_limits {
     uint64_t max_body_bytes;
@@ -20,16 +22,9 @@ typedef struct hr_http_limits {
 typedef enum hr_http_state {
     HR_HTTP_IN_HEAD = 0, /* also before the first byte */
     HR_HTTP_HEAD_DONE,   /* the head was read and a body follows: the caller may look, then feeds on */
-    HR_HTTP_IN_BODY,
-    HR_HTTP_IN_CHUNK_SIZE,
-    HR_HTTP_IN_CHUNK_EXTENSION,
-    HR_HTTP_IN_CHUNK_SIZE_LF,
-    HR_HTTP_IN_CHUNK,
-    HR_HTTP_IN_CHUNK_CR,
-    HR_HTTP_IN_CHUNK_LF,
-    HR_HTTP_IN_TRAILER,
-    HR_HTTP_COMPLETE, /* a whole request */
-    HR_HTTP_FAILED,   /* error says why; the connection cannot go on */
+    HR_HTTP_IN_BODY,     /* chunk framing and trailers included */
+    HR_HTTP_COMPLETE,    /* a whole request */
+    HR_HTTP_FAILED,      /* error says why; the connection cannot go on */
 } hr_http_state;
 
 /* A range of `head`. */
@@ -37,21 +32,23 @@ typedef struct hr_http_field {
     uint32_t name, name_len, value, value_len;
 } hr_http_field;
 
+/* Must not move between init and deinit. */
 typedef struct hr_http_parser {
     hr_http_limits limits;
     hr_http_state state;
+    http_parser library;
     hr_buffer head; /* raw head, CRLFs included */
     hr_buffer body; /* without chunk framing */
     hr_http_field *fields;
-    uint32_t n_fields, fields_capacity;
-    char method[16];
-    char *path; /* percent-decoded, without the query; malloc'ed, terminated; holds no NUL */
-    bool is_http10, keep_alive, is_chunked, expects_continue;
-    bool saw_bytes;      /* a request has begun */
-    uint64_t remaining;  /* of the body or chunk */
-    uint32_t line_bytes; /* of the current chunk size line, or of all trailers */
-    uint32_t size_digits;
-    bool trailer_line_empty, trailer_cr;
+    uint32_t n_fields;
+    const char *method; /* "" until it is known; static */
+    char *path;         /* percent-decoded, without the query; malloc'ed, terminated; holds no NUL */
+    bool is_http10, keep_alive, expects_continue;
+    bool saw_bytes;                /* a request has begun */
+    char previous;                 /* byte of the head or of chunk framing; 0 at the start and after chunk data */
+    bool in_extension, in_trailer; /* of the chunk framing */
+    uint32_t line_bytes;           /* of the current chunk size line, or of all trailers */
+    uint64_t remaining;            /* of the body or chunk */
     hr_api_error error;
 } hr_http_parser;
 
@@ -61,7 +58,7 @@ void hr_http_parser_deinit(hr_http_parser *parser);
 void hr_http_parser_reset(hr_http_parser *parser);
 
 /* Reads until the request is complete, its head is (HR_HTTP_HEAD_DONE, once), it fails, or bytes run out. Returns how
- * many bytes were used. */
+ * many bytes were used; nothing behind the request is. */
 size_t hr_http_parser_feed(hr_http_parser *parser, const char *bytes, size_t len);
 
 /* The value of a field (name in lower case), not terminated; NULL if absent. When there are several the first one

@@ -14,8 +14,11 @@ static const hr_http_limits small = {
     .max_body_bytes = 64, .max_header_bytes = 256, .max_header_fields = 4, .max_target_bytes = 32};
 
 static const char plain[] = "POST /a%20b?c=d HTTP/1.1\r\nHost: x\r\nX-One:  v w \r\nContent-Length: 5\r\n\r\nhello";
-static const char chunked[] = "POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n"
-                              "2;ext=\"1\"\r\nhe\r\n003\r\nllo\r\n0\r\nTrailer: x\r\n\r\n";
+static const char chunked[] =
+    "POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n"
+    "2;ext=\"1\"\r\nhe\r\n003\r\nllo\r\n0\r\nContent-Length: 9\r\nTransfer-Encoding: gzip\r\n\r\n";
+
+#define CHUNKED_HEAD "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
 
 /* Feeds pieces of n bytes until the parser needs no more; returns the bytes used. */
 static size_t feed(hr_http_parser *parser, const char *text, size_t len, size_t n)
@@ -106,6 +109,51 @@ static void what_is_ambiguous_is_refused(void **state)
         {"AVERYLONGMETHODNAME / HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
         {" / HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
         {"GET / HTTP/1.2\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET /aHTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HXXP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/0.9\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"SOURCE / ICE/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET /\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET /  HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1 \r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET /a\tb HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET *a HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"CONNECT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", HR_API_BAD_HTTP},
+        {"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost : a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\na b: 1\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\n: 1\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\na: 1\rb: 2\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\na:\r b\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\na:\r\n b\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\na: 1\r\n\tb\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\na: \x7f\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1 2\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551617\r\n\r\n", HR_API_BODY_TOO_LARGE},
+        {"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "Transfer-Encoding: chunked\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", HR_API_BAD_HTTP},
+        {"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1 \r\na\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1 ;b\r\na\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\x80\r\na\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n0x1\r\na\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\rXa\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1;a\n1\r\na\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1;\x01\r\na\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\r\naXY0\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\r\na\rX0\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\r\naX\n0\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\r\naX\r0\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n1\r\n\r\n0\r\n\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\nfffffffffffffffff\r\n", HR_API_BAD_HTTP},
+        {CHUNKED_HEAD "\r\n0\r\n\rX", HR_API_BAD_HTTP},
         {"GET /%4 HTTP/1.1\r\nHost: a\r\n\r\n", HR_API_BAD_HTTP},
     };
 
@@ -118,6 +166,37 @@ static void what_is_ambiguous_is_refused(void **state)
         if (parser.state != HR_HTTP_FAILED || parser.error.code != cases[i].code)
             fail_msg("case %zu: state %d, code %d", i, (int)parser.state, (int)parser.error.code);
         assert_false(parser.keep_alive);
+        hr_http_parser_deinit(&parser);
+    }
+}
+
+/* All pieces of the connection's wish: close wins, whatever stands beside it, in one field or several. */
+static void the_connection_field_decides_about_the_next_request(void **state)
+{
+    static const struct {
+        const char *text;
+        bool keep_alive;
+    } cases[] = {
+        {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: Close\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: x, close , y\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: x\r\nConnection: close\r\n\r\n", false},
+        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: closed\r\n\r\n", true},
+        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", true},
+        {"GET / HTTP/1.0\r\n\r\n", false},
+        {"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", true},
+        {"GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n", false},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        hr_http_parser parser;
+
+        hr_http_parser_init(&parser, &small);
+        assert_int_equal(feed(&parser, cases[i].text, strlen(cases[i].text), 4), strlen(cases[i].text));
+        assert_int_equal(parser.state, HR_HTTP_COMPLETE);
+        if (parser.keep_alive != cases[i].keep_alive)
+            fail_msg("case %zu: keep_alive is %d", i, parser.keep_alive);
         hr_http_parser_deinit(&parser);
     }
 }
@@ -141,9 +220,12 @@ static void an_endless_head_is_cut_off(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(any_cutting_gives_the_same_request), cmocka_unit_test(chunks_are_joined),
-        cmocka_unit_test(the_next_request_is_left_alone),     cmocka_unit_test(what_is_ambiguous_is_refused),
+        cmocka_unit_test(any_cutting_gives_the_same_request),
+        cmocka_unit_test(chunks_are_joined),
+        cmocka_unit_test(the_next_request_is_left_alone),
+        cmocka_unit_test(what_is_ambiguous_is_refused),
         cmocka_unit_test(an_endless_head_is_cut_off),
+        cmocka_unit_test(the_connection_field_decides_about_the_next_request),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
