@@ -251,7 +251,7 @@ static int throughput(const hr_options *options, bench *b)
         hr_buffer out = {0};
 
         print_head(&out, b, "throughput");
-        hr_buffer_printf(&out, ",\"num_prompts\":%u,\"max_concurrency\":%u,\"seconds\":%.3f", n_prompts, concurrency,
+        hr_buffer_printf(&out, ",\"num_prompts\":%u,\"max_concurrency\":%u,\"seconds\":%.6f", n_prompts, concurrency,
                          seconds);
         hr_buffer_printf(&out, ",\"output_tokens_per_s\":%.3f,\"total_tokens_per_s\":%.3f,\"requests_per_s\":%.3f",
                          (double)t.n_output / seconds,
