@@ -2,6 +2,7 @@
 #include "cli/program.h"
 
 #include "base/file.h"
+#include "cli/web.h"
 #include "server/server.h"
 
 #include <stdio.h>
@@ -134,6 +135,8 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
         is_text(options, "tool-call-parser", "none") || !hr_option_bool(options, "enable-auto-tool-choice");
     out->no_metrics = !hr_option_bool(options, "metrics");
     out->metrics_prefix = hr_option_text(options, "metrics-prefix");
+    out->page = hr_option_bool(options, "webui") ? hr_web_page : NULL;
+    out->openapi = hr_web_openapi;
     out->log_requests = hr_option_bool(options, "log-requests") && hr_log_level(options) >= HEADRACE_LOG_INFO;
     out->log_format = is_text(options, "log-format", "json") ? HR_LOG_JSON : HR_LOG_TEXT;
     return HR_EXIT_OK;

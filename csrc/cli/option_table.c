@@ -87,6 +87,7 @@ const hr_option_def hr_option_table[] = {
      "add times and speed to each answer"},
     {"metrics", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "serve /metrics"},
     {"metrics-prefix", NULL, 0, HR_OPTION_TEXT, "NAME", "headrace", HR_FOR_SERVE, "\"vllm\" gives vLLM's metric names"},
+    {"webui", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "serve a page to chat on at /"},
     {"log-requests", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE, "one line a request (never its text)"},
     {"log-format", NULL, 0, HR_OPTION_TEXT, "text|json", "text", HR_FOR_SERVE, "format of the line a request"},
     {"print-config", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_SERVE, "show every option with its source and exit"},

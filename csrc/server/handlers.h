@@ -16,5 +16,9 @@ void hr_handle_ready(hr_http_conn *conn, const char *rest);
 void hr_handle_version(hr_http_conn *conn, const char *rest);
 void hr_handle_load(hr_http_conn *conn, const char *rest);
 void hr_handle_metrics(hr_http_conn *conn, const char *rest);
+void hr_handle_props(hr_http_conn *conn, const char *rest);
+void hr_handle_slots(hr_http_conn *conn, const char *rest);
+void hr_handle_openapi(hr_http_conn *conn, const char *rest);
+void hr_handle_page(hr_http_conn *conn, const char *rest);
 
 #endif

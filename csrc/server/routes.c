@@ -33,6 +33,10 @@ static const route routes[] = {
     {"GET", "/version", hr_handle_version, AUTH_NONE, false},
     {"GET", "/load", hr_handle_load, AUTH_NONE, false},
     {"GET", "/metrics", hr_handle_metrics, AUTH_METRICS, false},
+    {"GET", "/props", hr_handle_props, AUTH_KEY, true},
+    {"GET", "/slots", hr_handle_slots, AUTH_KEY, true},
+    {"GET", "/openapi.json", hr_handle_openapi, AUTH_NONE, false},
+    {"GET", "/", hr_handle_page, AUTH_NONE, false},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 _Static_assert(N_ROUTES <= HR_ROUTES_MAX, "the metrics count routes in a table of fixed size");
