@@ -7,7 +7,7 @@ import pathlib
 import sys
 import xml.etree.ElementTree as ET
 
-EXPECTED = ["release.xml", "asan.xml", "tsan.xml", "pytest.xml"]
+EXPECTED = ["release.xml", "asan.xml", "tsan.xml", "pytest.xml", "server-asan.xml", "server-tsan.xml"]
 
 
 def main(folder):
