@@ -1,5 +1,6 @@
-/* /metrics: Prometheus text 0.0.4. Names are vLLM's behind our own prefix, so that with --metrics-prefix vllm existing
- * dashboards work. Everything is read from counters; a scrape never waits for the engine.
+/* /metrics: Prometheus text 0.0.4, or OpenMetrics 1.0 for a client that names it in Accept. Names are vLLM's behind our
+ * own prefix, so that with --metrics-prefix vllm existing dashboards work. Everything is read from counters; a scrape
+ * never waits for the engine.
  */
 #include "server/call.h"
 #include "server/handlers.h"
@@ -12,6 +13,7 @@ typedef struct writer {
     const hr_server *server;
     const char *prefix;
     hr_buffer labels; /* model_name="x",engine="0" */
+    bool is_openmetrics;
 } writer;
 
 /* Label values: backslash, quote and newline are escaped. */
@@ -27,9 +29,15 @@ static void add_label_text(hr_buffer *out, const char *text)
     }
 }
 
+/* OpenMetrics calls the family of a counter by the name without _total. */
 static void family(writer *w, const char *name, const char *type, const char *help)
 {
-    hr_buffer_printf(&w->out, "# HELP %s:%s %s\n# TYPE %s:%s %s\n", w->prefix, name, help, w->prefix, name, type);
+    int len = (int)strlen(name);
+
+    if (w->is_openmetrics && strcmp(type, "counter") == 0)
+        len -= (int)strlen("_total");
+    hr_buffer_printf(&w->out, "# HELP %s:%.*s %s\n# TYPE %s:%.*s %s\n", w->prefix, len, name, help, w->prefix, len,
+                     name, type);
 }
 
 static void sample(writer *w, const char *name, const char *more_labels, double value)
@@ -58,7 +66,10 @@ static void histogram(writer *w, const char *name, const char *help, const headr
     family(w, name, "histogram", help);
     (void)snprintf(bucket, sizeof bucket, "%s_bucket", name);
     for (uint32_t i = 0; i < values->n_buckets; i++) {
-        (void)snprintf(label, sizeof label, "le=\"%g\"", values->bound[i]);
+        bool is_whole = values->bound[i] < 1e6 && values->bound[i] == (double)(uint64_t)values->bound[i];
+
+        (void)snprintf(label, sizeof label, w->is_openmetrics && is_whole ? "le=\"%g.0\"" : "le=\"%g\"",
+                       values->bound[i]);
         sample(w, bucket, label, (double)values->cumulative[i]);
     }
     sample(w, bucket, "le=\"+Inf\"", (double)values->count);
@@ -201,10 +212,19 @@ static void write_histograms(writer *w, const headrace_stats *stats)
     histogram(w, "step_time_seconds", "Time of a step.", &stats->step_s);
 }
 
+static bool wants_openmetrics(const hr_http_conn *conn)
+{
+    size_t len = 0;
+    const char *accept = hr_http_parser_field(hr_http_request(conn), "accept", &len);
+    static const char type[] = "application/openmetrics-text";
+
+    return accept && memmem(accept, len, type, sizeof type - 1) != NULL;
+}
+
 void hr_handle_metrics(hr_http_conn *conn, const char *rest)
 {
     const hr_server *server = hr_http_loop(conn)->server;
-    writer w = {.server = server, .prefix = server->options.metrics_prefix};
+    writer w = {.server = server, .prefix = server->options.metrics_prefix, .is_openmetrics = wants_openmetrics(conn)};
     headrace_stats stats;
     hr_api_error error;
 
@@ -228,8 +248,12 @@ void hr_handle_metrics(hr_http_conn *conn, const char *rest)
     write_requests(&w, &stats);
     write_http(&w);
     write_histograms(&w, &stats);
-    hr_http_reply(conn, w.out.failed ? 503 : 200, "text/plain; version=0.0.4; charset=utf-8", NULL,
-                  w.out.failed ? "" : w.out.at, w.out.failed ? 0 : w.out.len);
+    if (w.is_openmetrics)
+        hr_buffer_add_text(&w.out, "# EOF\n");
+    hr_http_reply(conn, w.out.failed ? 503 : 200,
+                  w.is_openmetrics ? "application/openmetrics-text; version=1.0.0; charset=utf-8"
+                                   : "text/plain; version=0.0.4; charset=utf-8",
+                  "Vary: Accept\r\n", w.out.failed ? "" : w.out.at, w.out.failed ? 0 : w.out.len);
     hr_buffer_deinit(&w.out);
     hr_buffer_deinit(&w.labels);
 }

@@ -1,5 +1,6 @@
 """A server's life: start, keys, full queues, clients that leave, drain, the end."""
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -296,6 +297,24 @@ def test_metrics_of_a_session(make_server):
     assert lines[0]["route"] == "/v1/chat/completions" and lines[0]["completion_tokens"] == 4
     assert lines[0]["finish_reason"] == "length" and lines[2]["code"] == "unknown_parameter"
     assert all(line["client"] == "127.0.0.1" and not line["cancelled"] for line in lines)
+
+
+def test_metrics_are_openmetrics_for_who_asks(server):
+    # what Prometheus sends
+    asked = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;q=0.3,*/*;q=0.2"
+    plain, other = server.get("/metrics", {"Accept": "text/plain"}), server.get("/metrics", {"Accept": asked})
+    assert plain.fields["content-type"].startswith("text/plain; version=0.0.4") and plain.fields["vary"] == "Accept"
+    assert other.fields["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+    def lines(reply, begin):
+        return [line.split()[:4] for line in reply.body.decode().splitlines() if line.startswith(begin)]
+    assert plain.body.count(b"# EOF") == 0 and other.body.endswith(b"\n# EOF\n") and other.body.count(b"# EOF") == 1
+    named = [[a, b, name.removesuffix("_total") if kind == "counter" else name, kind] for a, b, name, kind in lines(plain, "# TYPE")]
+    assert lines(other, "# TYPE") == named and [w for w in named if w[3] == "counter"]
+    names = [{line[0].split("{")[0] for line in lines(reply, "headrace:")} for reply in (plain, other)]
+    assert names[0] == names[1] and len(names[0]) > 40
+    bounds = re.findall(rb'le="([^"]+)"', other.body)
+    assert bounds and all(re.fullmatch(rb"\+Inf|[\d.]+\.\d+|\d\.?\d*e[+-]\d\d", bound) for bound in bounds)
 
 
 def test_metrics_can_be_switched_off(make_server):
