@@ -177,7 +177,7 @@ int hr_cmd_score(int argc, char **argv)
     bool used;
     char *text = NULL;
     int32_t *ids = NULL;
-    size_t len, n_ids, n_scored = 0;
+    size_t len, n_ids = 0, n_scored = 0;
     double nats = 0;
     int code;
 

@@ -3,6 +3,7 @@
 
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -27,11 +28,14 @@ static uint64_t meminfo(const char *name)
 {
     FILE *file = fopen("/proc/meminfo", "r");
     char line[256];
+    size_t len = strlen(name);
     unsigned long long kib = 0;
 
     while (file && fgets(line, sizeof line, file)) {
-        if (strncmp(line, name, strlen(name)) == 0 && sscanf(line + strlen(name), ": %llu", &kib) == 1)
+        if (strncmp(line, name, len) == 0 && line[len] == ':') {
+            kib = strtoull(line + len + 1, NULL, 10);
             break;
+        }
     }
     if (file)
         (void)fclose(file);

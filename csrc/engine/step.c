@@ -207,8 +207,6 @@ static bool take_news(hr_engine *engine)
             if (engine->is_dead)
                 end_with_error(engine, request, &engine->failure, hr_now_us());
         }
-        if (news.is_stopping)
-            may_sleep = false;
         if (!news.control)
             return !news.is_stopping;
         handle_control(engine, news.control, news.is_cancelled);

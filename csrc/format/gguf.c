@@ -159,6 +159,7 @@ static headrace_status refuse_duplicate_keys(const reader *in, const hr_gguf_ent
         return hr_fail(in->err, HEADRACE_E_MEMORY, "%s: no memory for %u keys", in->path, n);
     for (uint32_t i = 0; i < n; i++)
         order[i] = &entries[i];
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): the elements are pointers */
     qsort(order, n, sizeof *order, by_key);
     for (uint32_t i = 1; i < n && status == HEADRACE_OK; i++)
         if (by_key(&order[i - 1], &order[i]) == 0)
@@ -361,6 +362,7 @@ static bool parse_suffix(const char *path, size_t *begin, uint32_t *number, uint
     if (len < SHARD_SUFFIX_BYTES)
         return false;
     *begin = len - SHARD_SUFFIX_BYTES;
+    /* NOLINTNEXTLINE(cert-err34-c): five digits always fit */
     return sscanf(path + *begin, "-%5u-of-%5u.gguf%n", number, count, &end) == 2 && end == SHARD_SUFFIX_BYTES &&
            *number >= 1 && *number <= *count;
 }

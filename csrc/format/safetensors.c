@@ -337,7 +337,6 @@ static headrace_status open_index(const char *folder, const char *path, hr_tenso
     HR_PASS(hr_file_map(path, &mapped, err));
     hr_json_scan scan = {.text = (const char *)mapped.at, .len = mapped.len, .path = path, .err = err};
 
-    status = HEADRACE_OK;
     index.names = calloc(HR_SHARDS_MAX, sizeof *index.names);
     if (!index.names)
         status = hr_fail(err, HEADRACE_E_MEMORY, "%s: no memory for the names of shards", path);

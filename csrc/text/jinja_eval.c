@@ -208,7 +208,8 @@ static bool evaluate_filter(hr_jinja_run *run, hr_jinja_scope *scope, const hr_j
 
     if (!hr_jinja_enter(run))
         return false;
-    if (!node->a && captured) {
+    if (!node->a) {
+        HR_ASSERT(captured);
         subject = *captured;
         ok = true;
     } else if (node->a->kind == HR_JINJA_FILTER) {

@@ -89,7 +89,7 @@ static bool call_dict(hr_jinja_run *run, hr_jinja_value_kind kind, const hr_jinj
 static bool call_raise_exception(hr_jinja_run *run, const hr_jinja_arguments *arguments)
 {
     static const char *const names[] = {"message"};
-    hr_jinja_value message;
+    hr_jinja_value message = {0};
 
     if (!hr_jinja_bind(run, "raise_exception", arguments, names, 1, 1, &message) ||
         !hr_jinja_str(run, &message, &message))
@@ -101,7 +101,7 @@ static bool call_raise_exception(hr_jinja_run *run, const hr_jinja_arguments *ar
 static bool call_strftime_now(hr_jinja_run *run, const hr_jinja_arguments *arguments, hr_jinja_value *out)
 {
     static const char *const names[] = {"format"};
-    hr_jinja_value format;
+    hr_jinja_value format = {0};
     const char *format_text;
     char text[1024];
     time_t now = run->date_us < 0 ? time(NULL) : (time_t)(run->date_us / 1000000);

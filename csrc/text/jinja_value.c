@@ -634,6 +634,7 @@ static bool iterate_characters(hr_jinja_run *run, const hr_jinja_string *string,
 
     if (!hr_jinja_sequence_new(run, HR_JINJA_FLAVOUR_LIST, hr_jinja_count_characters(string), &list))
         return false;
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): the analyzer lets hr_jinja_fail return true */
     for (size_t i = 0; i < list.as.sequence->n; i++) {
         bool is_valid;
         size_t step = hr_utf8_step(string->at + at, string->len - at, &is_valid);

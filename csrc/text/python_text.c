@@ -183,7 +183,7 @@ void hr_python_float(char out[HR_PYTHON_FLOAT_BYTES], double value)
         if (strtod(text, NULL) == value)
             break;
     }
-    exponent = atoi(strchr(text, 'e') + 1);
+    exponent = (int)strtol(strchr(text, 'e') + 1, NULL, 10);
     for (const char *at = text; *at != 'e'; at++) {
         if (*at >= '0' && *at <= '9')
             digits[n_digits++] = *at;

@@ -144,7 +144,7 @@ static uint32_t next_loop(hr_cpu_pool *pool, uint32_t done)
         if (loop_of(gate) != done)
             return gate;
         if (hr_now_us() < deadline) {
-            gate = watch(pool, gate);
+            (void)watch(pool, gate);
             continue;
         }
         atomic_fetch_add(&pool->n_sleeping, 1);
@@ -294,11 +294,14 @@ static uint32_t core_of(uint32_t cpu)
 /* Whole CPUs that the cgroup (version 2) grants, or UINT32_MAX. */
 static uint32_t quota_cpus(void)
 {
-    char line[256];
-    unsigned long quota = 0, period = 0;
+    char line[256], *rest;
+    unsigned long quota, period;
 
-    if (!read_line("/sys/fs/cgroup/cpu.max", line, sizeof line) || sscanf(line, "%lu %lu", &quota, &period) != 2 ||
-        quota == 0 || period == 0 || quota / period >= UINT32_MAX - 1)
+    if (!read_line("/sys/fs/cgroup/cpu.max", line, sizeof line))
+        return UINT32_MAX;
+    quota = strtoul(line, &rest, 10); /* 0 for "max" */
+    period = strtoul(rest, NULL, 10);
+    if (quota == 0 || period == 0 || quota / period >= UINT32_MAX - 1)
         return UINT32_MAX;
     return (uint32_t)(quota / period + (quota % period != 0));
 }

@@ -236,7 +236,7 @@ static void slow_conv(const hr_model *model, const hr_layer *layer, const double
 static void slow_turn(const hr_model *model, const float *w, int t, double *x)
 {
     int half = (int)model->arch.head_dim / 2;
-    double norm[512];
+    double norm[512] = {0};
 
     HR_ASSERT(half <= 256);
     slow_norm(x, w, (uint32_t)half * 2, norm);
@@ -276,7 +276,9 @@ static void slow_attention(const hr_model *model, const hr_layer *layer, const d
     int Nkv = (int)model->arch.n_kv_heads;
     double *q = zeros((size_t)n * Nq * D), *k = zeros((size_t)n * Nkv * D), *v = zeros((size_t)n * Nkv * D);
     double *mixed = zeros((size_t)Nq * D);
+    int group = Nkv > 0 ? Nq / Nkv : 0;
 
+    HR_ASSERT(group > 0);
     for (int t = 0; t < (int)n; t++) {
         slow_linear(&w->q, norm + t * H, NULL, q + t * Nq * D);
         slow_linear(&w->k, norm + t * H, NULL, k + t * Nkv * D);
@@ -286,7 +288,7 @@ static void slow_attention(const hr_model *model, const hr_layer *layer, const d
         for (int b = 0; b < Nkv; b++)
             slow_turn(model, w->k_norm, t, k + (t * Nkv + b) * D);
         for (int a = 0; a < Nq; a++) {
-            int b = a / (Nq / Nkv);
+            int b = a / group;
 
             slow_head(q + (t * Nq + a) * D, k + b * D, v + b * D, t, Nkv * D, D, mixed + a * D);
         }

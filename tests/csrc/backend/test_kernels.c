@@ -469,11 +469,11 @@ static void rmsnorm_is_right(void **state)
 
 static void check_swiglu(const hr_cpu_kernels *table)
 {
-    enum { N = 4003 };
+    enum { N = 4003, MIDDLE = N / 2 };
     static float gate[N], up[N], y[N];
 
     for (uint32_t i = 0; i < N; i++) {
-        gate[i] = ((float)i - N / 2) * 0.07f; /* -140 .. 140: underflow and overflow of the exponential included */
+        gate[i] = ((float)i - MIDDLE) * 0.07f; /* -140 .. 140: underflow and overflow of the exponential included */
         up[i] = 1.0f;
     }
     table->swiglu(gate, up, N, y);

@@ -51,6 +51,7 @@ typedef struct totals {
 
 static uint32_t draw(simulation *sim, uint32_t below)
 {
+    HR_ASSERT(below > 0);
     return (uint32_t)(hr_rng_at(sim->seed, sim->counter++) % below);
 }
 
