@@ -29,8 +29,20 @@ static void end_streams(hr_call *call)
     }
 }
 
+static void give_slot_back(hr_choice *choice)
+{
+    if (!choice->slot)
+        return;
+    atomic_store(&choice->slot->n_prompt, 0); /* the next one must not be seen with our counts */
+    atomic_store(&choice->slot->n_cached, 0);
+    atomic_store(&choice->slot->n_decoded, 0);
+    atomic_store(&choice->slot->is_taken, false);
+    choice->slot = NULL;
+}
+
 static void free_choice(hr_choice *choice)
 {
+    give_slot_back(choice);
     headrace_chat_parser_destroy(choice->parser);
     hr_buffer_deinit(&choice->text);
     hr_buffer_deinit(&choice->reasoning);
@@ -184,6 +196,20 @@ static void begin_choice(hr_call *call, hr_call_stream *stream, hr_choice *choic
         hr_logprobs_append(&choice->logprobs, &stream->echo);
         hr_buffer_add(&choice->text, stream->echo_text.at ? stream->echo_text.at : "", stream->echo_text.len);
     }
+    choice->slot = hr_slot_take(call->server);
+}
+
+static void update_slot(hr_choice *choice, const headrace_event *event)
+{
+    hr_slot *slot = choice->slot;
+
+    if (!slot)
+        return;
+    atomic_store_explicit(&slot->n_prompt, event->n_prompt_tokens, memory_order_relaxed);
+    atomic_store_explicit(&slot->n_cached, event->n_cached_tokens, memory_order_relaxed);
+    atomic_store_explicit(&slot->n_decoded, event->n_completion_tokens, memory_order_relaxed);
+    if (event->finish != HEADRACE_FINISH_NONE)
+        give_slot_back(choice);
 }
 
 static void keep_tokens(hr_call *call, hr_choice *choice, const headrace_event *event)
@@ -249,6 +275,7 @@ static void take_event(hr_call *call, hr_call_stream *stream, const headrace_eve
     keep_prompt_logprobs(call, stream, event);
     if (!choice->has_begun)
         begin_choice(call, stream, choice);
+    update_slot(choice, event);
     choice->finish = event->finish;
     choice->stop_id = event->stop_id;
     choice->stop_string = event->stop_string;

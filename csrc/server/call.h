@@ -21,6 +21,7 @@ typedef struct hr_choice {
     hr_logprobs logprobs;
     uint32_t n_calls, n_tokens;
     bool has_begun;
+    hr_slot *slot; /* from the first event to the last, or NULL */
     headrace_finish finish;
     int32_t stop_id, stop_string;
 } hr_choice;

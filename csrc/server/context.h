@@ -34,6 +34,12 @@ typedef struct hr_count_histogram {
     atomic_uint_fast64_t sum;
 } hr_count_histogram;
 
+/* A sequence that is being answered, for /slots: counts, never text. Written by the thread of its call. */
+typedef struct hr_slot {
+    atomic_bool is_taken;
+    atomic_uint n_prompt, n_cached, n_decoded; /* tokens */
+} hr_slot;
+
 typedef struct hr_server {
     hr_server_options options;
     headrace_model *model;
@@ -49,6 +55,7 @@ typedef struct hr_server {
     size_t n_listen_fds;
     char *unix_path; /* to remove at the end */
     char url[256];
+    hr_slot *slots; /* [engine_info.max_num_seqs] */
     hr_loop *loops;
     size_t n_loops, n_started;
 
@@ -74,6 +81,9 @@ static inline hr_phase hr_server_phase(const hr_server *server)
 void hr_server_new_id(hr_server *server, char out[33]);
 void hr_count_http(hr_server *server, uint32_t route_idx, int status);
 void hr_observe_count(hr_count_histogram *histogram, uint64_t value);
+/* A free slot, or NULL: a choice whose end we have not told yet may still hold the one of a sequence that has left the
+ * batch. Given back by clearing is_taken. */
+hr_slot *hr_slot_take(hr_server *server);
 extern const uint64_t hr_count_bounds[HR_SMALL_BUCKETS];
 
 #endif

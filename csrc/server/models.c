@@ -177,20 +177,33 @@ void hr_handle_props(hr_http_conn *conn, const char *rest)
     reply_json(conn, 200, &body);
 }
 
-/* A sequence has no slot of its own here, so that only the number of busy ones means something. */
+/* A sequence that has answered something tells its counts. One that is still in its prompt has no slot yet: as many
+ * free slots as there are of them are shown as processing. */
 void hr_handle_slots(hr_http_conn *conn, const char *rest)
 {
     const hr_server *server = hr_http_loop(conn)->server;
     const headrace_engine_info *engine = &server->engine_info;
     headrace_stats stats;
     hr_buffer body = {0};
+    uint32_t n_taken = 0, n_in_prompt;
 
     (void)rest;
     headrace_engine_get_stats(server->engine, &stats);
-    hr_buffer_add_char(&body, '[');
     for (uint32_t i = 0; i < engine->max_num_seqs; i++)
-        hr_buffer_printf(&body, "%s{\"id\":%u,\"n_ctx\":%u,\"is_processing\":%s}", i > 0 ? "," : "", i,
-                         engine->max_model_len, i < stats.n_running ? "true" : "false");
+        n_taken += atomic_load(&server->slots[i].is_taken);
+    n_in_prompt = stats.n_running > n_taken ? stats.n_running - n_taken : 0;
+    for (uint32_t i = 0; i < engine->max_num_seqs; i++) {
+        const hr_slot *slot = &server->slots[i];
+        bool is_taken = atomic_load(&slot->is_taken), is_in_prompt = !is_taken && n_in_prompt > 0;
+
+        n_in_prompt -= is_in_prompt;
+        hr_buffer_printf(&body, "%c{\"id\":%u,\"n_ctx\":%u,\"is_processing\":%s", i > 0 ? ',' : '[', i,
+                         engine->max_model_len, is_taken || is_in_prompt ? "true" : "false");
+        if (is_taken)
+            hr_buffer_printf(&body, ",\"n_prompt_tokens\":%u,\"n_prompt_tokens_cache\":%u,\"n_decoded\":%u",
+                             atomic_load(&slot->n_prompt), atomic_load(&slot->n_cached), atomic_load(&slot->n_decoded));
+        hr_buffer_add_char(&body, '}');
+    }
     hr_buffer_add_char(&body, ']');
     reply_json(conn, 200, &body);
 }

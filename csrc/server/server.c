@@ -99,6 +99,19 @@ void hr_observe_count(hr_count_histogram *histogram, uint64_t value)
     (void)atomic_fetch_add_explicit(&histogram->sum, value, memory_order_relaxed);
 }
 
+hr_slot *hr_slot_take(hr_server *server)
+{
+    for (uint32_t i = 0; i < server->engine_info.max_num_seqs; i++) {
+        hr_slot *slot = &server->slots[i];
+        bool is_free = false;
+
+        if (!atomic_load_explicit(&slot->is_taken, memory_order_relaxed) &&
+            atomic_compare_exchange_strong(&slot->is_taken, &is_free, true))
+            return slot;
+    }
+    return NULL;
+}
+
 /* ---------------------------------------------------------------- open */
 
 headrace_status hr_server_open(const hr_server_options *options, hr_server **out, headrace_error *err)
@@ -142,6 +155,7 @@ void hr_server_close(hr_server *server)
     if (!server)
         return;
     hr_listen_close(server);
+    free(server->slots);
     free(server);
 }
 
@@ -308,6 +322,9 @@ headrace_status hr_server_run(hr_server *server, headrace_model *model, headrace
     server->model = model;
     server->engine = engine;
     learn_facts(server);
+    server->slots = calloc(server->engine_info.max_num_seqs, sizeof *server->slots);
+    if (!server->slots)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for the slots");
     raise_descriptor_limit();
     HR_PASS(catch_signals(&before, err));
     status = hr_listen_start(server, err);

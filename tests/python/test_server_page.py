@@ -144,10 +144,20 @@ def test_slots_tell_how_much_runs_and_never_what(make_server):
     busy = [begin(server, {**LONG, "messages": [{"role": "user", "content": "CANARY"}], "max_tokens": 3500}) for _ in range(2)]
     for sock in busy:
         read_some(sock)
-    server.wait_until(lambda: [s["is_processing"] for s in server.get("/slots").json()] == [True, True, False, False], "two of four")
+    slots = server.get("/slots").json()
+    assert [s["is_processing"] for s in slots] == [True, True, False, False]
+    for slot in slots[:2]:
+        assert slot["n_prompt_tokens"] > 5 and slot["n_prompt_tokens_cache"] >= 0 and 1 <= slot["n_decoded"] < 3500
+    assert "n_decoded" not in slots[2]
+    server.wait_until(lambda: server.get("/slots").json()[0]["n_decoded"] > slots[0]["n_decoded"], "more tokens")
     assert b"CANARY" not in server.get("/slots").body + server.get("/props").body
     for sock in busy:
         sock.close()
+    server.wait_until_idle()
+    server.wait_until(lambda: not any(s["is_processing"] for s in server.get("/slots").json()), "free slots")
+    server.complete("Hi", n=4, max_tokens=3)
+    server.complete(["Hi"] * 8, max_tokens=3)  # more sequences than slots
+    assert [len(s) for s in server.get("/slots").json()] == [3] * 4
 
 
 def test_props_and_slots_need_the_key_and_the_page_does_not(make_server):
