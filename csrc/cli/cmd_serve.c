@@ -188,8 +188,12 @@ int hr_cmd_serve(int argc, char **argv)
     if (code != HR_EXIT_OK || (code = hr_check_dtype(options, model)) != HR_EXIT_OK ||
         (code = open_serving_engine(options, model, &engine)) != HR_EXIT_OK)
         goto done;
-    if (hr_log_level(options) >= HEADRACE_LOG_INFO)
+    if (hr_log_level(options) >= HEADRACE_LOG_INFO) {
         hr_print_summary(model, engine);
+        if (server_options.page)
+            (void)fputs("page     open the address in a browser to chat and to see live numbers (--no-webui: off)\n",
+                        stderr);
+    }
     if (hr_server_run(server, model, engine, &err) != HEADRACE_OK) {
         code = hr_report(&err);
         code = code == HR_EXIT_FAILURE ? hr_server_exit_code(&err) : code;

@@ -676,7 +676,7 @@ def test_serve_prints_what_was_loaded_and_how_memory_is_divided(headrace):
         for words in (r"model +tiny: lfm2moe, 9\.06 M parameters .*2 of 8 experts.*6 layers.*17\.3 MiB mapped",
                       r"sampling temperature ", r"compute +cpu, .* threads",
                       r"memory +.* keys and values \(\d+ pages of 16 tokens, .*\), .* state, .* scratch",
-                      r"limits +4096 tokens a sequence, \d+ sequences at once"):
+                      r"limits +4096 tokens a sequence, \d+ sequences at once", r"page +open the address in a browser"):
             assert re.search(words, talk), talk
         assert "\x1b" not in ready + talk
     finally:
