@@ -2,7 +2,6 @@
 #include "cli/program.h"
 
 #include "base/file.h"
-#include "cli/web.h"
 #include "server/server.h"
 
 #include <stdio.h>
@@ -135,8 +134,7 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
         is_text(options, "tool-call-parser", "none") || !hr_option_bool(options, "enable-auto-tool-choice");
     out->no_metrics = !hr_option_bool(options, "metrics");
     out->metrics_prefix = hr_option_text(options, "metrics-prefix");
-    out->page = hr_option_bool(options, "webui") ? hr_web_page : NULL;
-    out->openapi = hr_web_openapi;
+    out->no_webui = !hr_option_bool(options, "webui");
     out->log_requests = hr_option_bool(options, "log-requests") && hr_log_level(options) >= HEADRACE_LOG_INFO;
     out->log_format = is_text(options, "log-format", "json") ? HR_LOG_JSON : HR_LOG_TEXT;
     return HR_EXIT_OK;
@@ -190,7 +188,7 @@ int hr_cmd_serve(int argc, char **argv)
         goto done;
     if (hr_log_level(options) >= HEADRACE_LOG_INFO) {
         hr_print_summary(model, engine);
-        if (server_options.page)
+        if (!server_options.no_webui)
             (void)fputs("page     open the address in a browser to chat and to see live numbers (--no-webui: off)\n",
                         stderr);
     }

@@ -2,6 +2,7 @@
  * the limits are; and the two texts that the program brings along, a page and a schema. */
 #include "server/call.h"
 #include "server/handlers.h"
+#include "server/web.h"
 
 #include <string.h>
 
@@ -225,14 +226,14 @@ static void reply_text(hr_http_conn *conn, const char *text, const char *type, c
 void hr_handle_openapi(hr_http_conn *conn, const char *rest)
 {
     (void)rest;
-    reply_text(conn, hr_http_loop(conn)->server->options.openapi, "application/json", NULL);
+    reply_text(conn, hr_web_openapi, "application/json", NULL);
 }
 
 /* The page shows what a model wrote: it may load nothing, talk only to this server and stand in no other page. */
 void hr_handle_page(hr_http_conn *conn, const char *rest)
 {
     (void)rest;
-    reply_text(conn, hr_http_loop(conn)->server->options.page, "text/html; charset=utf-8",
+    reply_text(conn, hr_http_loop(conn)->server->options.no_webui ? NULL : hr_web_page, "text/html; charset=utf-8",
                "Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
                "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n"
                "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\nCache-Control: no-cache\r\n");

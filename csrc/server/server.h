@@ -55,8 +55,7 @@ typedef struct hr_server_options {
     const char *metrics_prefix; /* "vllm" gives the names that vLLM dashboards know ["headrace"] */
     bool metrics_need_key;      /* [false] */
     bool no_metrics;            /* /metrics is 404 [false] */
-    const char *page;           /* HTML of GET / [NULL: 404] */
-    const char *openapi;        /* JSON of GET /openapi.json [NULL: 404] */
+    bool no_webui;              /* GET / is 404 instead of a page [false] */
     bool request_metrics;       /* adds "metrics" (queue, first token, speed) to answers [false] */
     bool no_reasoning_parser;   /* leave <think> text in "content" [false] */
     bool no_tool_parser;        /* leave tool calls as text [false] */

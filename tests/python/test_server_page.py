@@ -173,7 +173,7 @@ def test_the_page_is_one_small_file_without_foreign_parts(server, source_dir, ro
     reply = server.get("/")
     page = reply.body.decode()
     assert reply.status == 200 and reply.fields["content-type"] == "text/html; charset=utf-8" and len(reply.body) <= 100_000
-    assert reply.body == (source_dir / "csrc/cli/web/index.html").read_bytes()
+    assert reply.body == (source_dir / "csrc/server/web/index.html").read_bytes()
     policy = reply.fields["content-security-policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
     assert "http:" not in page and "https:" not in page and not re.search(r'(src|href)="(?!data:)', page)

@@ -3,4 +3,4 @@ file(READ ${IN} hex HEX)
 string(REPEAT "." 112 line) # sixteen characters
 string(REGEX REPLACE "([0-9a-f][0-9a-f])" "'\\\\x\\1'," bytes "${hex}")
 string(REGEX REPLACE "(${line})" "\\1\n" bytes "${bytes}")
-file(WRITE ${OUT} "#include \"cli/web.h\"\n\nconst char ${NAME}[] = {\n${bytes}0};\n")
+file(WRITE ${OUT} "#include \"server/web.h\"\n\nconst char ${NAME}[] = {\n${bytes}0};\n")
