@@ -49,11 +49,6 @@ void hr_chat_template_close(hr_chat_template *chat_template)
     free(chat_template);
 }
 
-const char *hr_chat_template_name(const hr_chat_template *chat_template)
-{
-    return chat_template->name;
-}
-
 const hr_jinja_mentions *hr_chat_template_mentions(const hr_chat_template *chat_template)
 {
     return &chat_template->mentions;

@@ -23,7 +23,6 @@ typedef struct hr_chat_template hr_chat_template;
 headrace_status hr_chat_template_parse(const char *name, const char *text, size_t len, hr_chat_template **out,
                                        headrace_error *err);
 void hr_chat_template_close(hr_chat_template *chat_template);
-const char *hr_chat_template_name(const hr_chat_template *chat_template);
 
 /* The text of a built-in template ("lfm2", "lfm2.5-instruct", "lfm2.5-8b-a1b", "lfm2.5-dated", "lfm2-vl"), or NULL. */
 const char *hr_chat_template_builtin(const char *name);

@@ -331,11 +331,6 @@ static const method *find_method(const hr_jinja_value *subject, const char *name
     return table->name ? table : NULL;
 }
 
-bool hr_jinja_find_method(const hr_jinja_value *subject, const char *name)
-{
-    return find_method(subject, name) != NULL;
-}
-
 bool hr_jinja_call_method(hr_jinja_run *run, const hr_jinja_value *subject, const char *name,
                           const hr_jinja_arguments *arguments, hr_jinja_value *out)
 {

@@ -135,8 +135,6 @@ typedef struct hr_jinja_parser {
 /* All return NULL (or false) after the parser has failed; the message is in err. */
 hr_jinja_node *hr_jinja_node_new(hr_jinja_parser *p, hr_jinja_node_kind kind);
 void *hr_jinja_parse_fail(hr_jinja_parser *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Appends "use --chat-template ..." to the message. */
-void *hr_jinja_unsupported(hr_jinja_parser *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool hr_jinja_is_operator(const hr_jinja_parser *p, const char *op);
 bool hr_jinja_is_name(const hr_jinja_parser *p, const char *name);
 bool hr_jinja_skip_operator(hr_jinja_parser *p, const char *op);

@@ -2,7 +2,6 @@
  * loops) is refused here by name.
  */
 #include "text/jinja_ast.h"
-#include "text/chat_template.h"
 
 #include <stdarg.h>
 #include <string.h>
@@ -46,18 +45,6 @@ void *hr_jinja_parse_fail(hr_jinja_parser *p, const char *format, ...)
     fail_at_token(p, format, args);
     va_end(args);
     return NULL;
-}
-
-void *hr_jinja_unsupported(hr_jinja_parser *p, const char *format, ...)
-{
-    char what[300];
-    va_list args;
-
-    va_start(args, format);
-    (void)vsnprintf(what, sizeof what, format, args);
-    va_end(args);
-    return hr_jinja_parse_fail(p, "%s; use --chat-template NAME|FILE (built in: %s)", what,
-                               hr_chat_template_builtin_names());
 }
 
 bool hr_jinja_is_operator(const hr_jinja_parser *p, const char *op)
@@ -179,7 +166,7 @@ static hr_jinja_node *parse_for(hr_jinja_parser *p)
     if (hr_jinja_skip_name(p, "if") && !(node->c = hr_jinja_parse_expression(p, true)))
         return NULL;
     if (hr_jinja_is_name(p, "recursive"))
-        return hr_jinja_unsupported(p, "a recursive loop is not supported");
+        return hr_jinja_parse_fail(p, "a recursive loop is not supported");
     p->loop_depth++;
     if (!expect_end_of_tag(p) || !parse_into(p, &node->list, ends))
         return NULL;
@@ -394,7 +381,7 @@ static hr_jinja_node *parse_statement(hr_jinja_parser *p)
         return parse_jump(p, HR_JINJA_CONTINUE);
     if (strncmp(p->at->text, "end", 3) == 0 || hr_jinja_is_name(p, "else") || hr_jinja_is_name(p, "elif"))
         return hr_jinja_parse_fail(p, "'%s' has no beginning here", p->at->text);
-    return hr_jinja_unsupported(p, "{%% %s %%} is not supported", p->at->text);
+    return hr_jinja_parse_fail(p, "{%% %s %%} is not supported", p->at->text);
 }
 
 /* One statement, print or run of text; at a block tag whose name ends the body, *at_end is set. */

@@ -55,7 +55,7 @@ static hr_jinja_node *parse_name(hr_jinja_parser *p)
 
     for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
         if (hr_jinja_is_name(p, foreign[i]))
-            return hr_jinja_unsupported(p, "'%s' is not supported", foreign[i]);
+            return hr_jinja_parse_fail(p, "'%s' is not supported", foreign[i]);
     }
     if (hr_jinja_is_name(p, "true") || hr_jinja_is_name(p, "True") || hr_jinja_is_name(p, "false") ||
         hr_jinja_is_name(p, "False")) {
@@ -177,7 +177,7 @@ static bool parse_arguments(hr_jinja_parser *p, hr_jinja_node *call)
         if (call->n == HR_JINJA_MAX_ARGUMENTS)
             return hr_jinja_parse_fail(p, "a call has more than %d arguments", HR_JINJA_MAX_ARGUMENTS);
         if (hr_jinja_is_operator(p, "*") || hr_jinja_is_operator(p, "**"))
-            return hr_jinja_unsupported(p, "%s in front of an argument is not supported", p->at->text);
+            return hr_jinja_parse_fail(p, "%s in front of an argument is not supported", p->at->text);
         if (p->at->kind == HR_JINJA_TOKEN_NAME && p->at[1].kind == HR_JINJA_TOKEN_OPERATOR &&
             strcmp(p->at[1].text, "=") == 0) {
             argument = text_node(p, HR_JINJA_KEYWORD);
@@ -238,7 +238,7 @@ static hr_jinja_node *parse_subscript(hr_jinja_parser *p, hr_jinja_node *subject
             return NULL;
     }
     if (hr_jinja_is_operator(p, ","))
-        return hr_jinja_unsupported(p, "a tuple as an index is not supported");
+        return hr_jinja_parse_fail(p, "a tuple as an index is not supported");
     return hr_jinja_expect_operator(p, "]") ? node : NULL;
 }
 
@@ -289,7 +289,7 @@ hr_jinja_node *hr_jinja_parse_filters(hr_jinja_parser *p, hr_jinja_node *node, b
         filter->text = p->at->text;
         filter->filter = hr_jinja_find_filter(p->at->text);
         if (!filter->filter)
-            return hr_jinja_unsupported(p, "the filter '%s' is not supported", p->at->text);
+            return hr_jinja_parse_fail(p, "the filter '%s' is not supported", p->at->text);
         p->at++;
         filter->a = node;
         if (hr_jinja_is_operator(p, "(") && !parse_arguments(p, filter))
@@ -328,7 +328,7 @@ static hr_jinja_node *parse_test(hr_jinja_parser *p, hr_jinja_node *subject)
     node->text = p->at->text;
     node->test = hr_jinja_find_test(p->at->text);
     if (!node->test)
-        return hr_jinja_unsupported(p, "the test '%s' is not supported", p->at->text);
+        return hr_jinja_parse_fail(p, "the test '%s' is not supported", p->at->text);
     p->at++;
     if (hr_jinja_is_operator(p, "("))
         return parse_arguments(p, node) ? node : NULL;

@@ -196,11 +196,6 @@ size_t hr_jinja_character_offset(const hr_jinja_string *string, size_t index)
     return at;
 }
 
-bool hr_jinja_string_is(const hr_jinja_string *string, const char *text)
-{
-    return string->len == strlen(text) && (string->len == 0 || memcmp(string->at, text, string->len) == 0);
-}
-
 bool hr_jinja_c_text(hr_jinja_run *run, const hr_jinja_string *string, const char **out)
 {
     char *copy;

@@ -170,7 +170,6 @@ hr_jinja_value hr_jinja_string_value(hr_jinja_string string);
 size_t hr_jinja_count_characters(const hr_jinja_string *string);
 /* Byte offset of the character `index` (or the length). */
 size_t hr_jinja_character_offset(const hr_jinja_string *string, size_t index);
-bool hr_jinja_string_is(const hr_jinja_string *string, const char *text);
 /* A terminated copy in the arena; false for a string with a NUL in it. */
 bool hr_jinja_c_text(hr_jinja_run *run, const hr_jinja_string *string, const char **out);
 
@@ -220,8 +219,6 @@ typedef struct hr_jinja_arguments {
  */
 bool hr_jinja_bind(hr_jinja_run *run, const char *what, const hr_jinja_arguments *arguments, const char *const *names,
                    size_t n_names, size_t n_required, hr_jinja_value *values);
-/* The attribute of a string, dict or list that is a method; false when there is none of this name. */
-bool hr_jinja_find_method(const hr_jinja_value *subject, const char *name);
 bool hr_jinja_call_method(hr_jinja_run *run, const hr_jinja_value *subject, const char *name,
                           const hr_jinja_arguments *arguments, hr_jinja_value *out);
 bool hr_jinja_call_function(hr_jinja_run *run, hr_jinja_function function, const hr_jinja_arguments *arguments,
