@@ -26,7 +26,7 @@ static void free_engine(hr_engine *engine)
     engine->backend = NULL;
 }
 
-void hr_engine_unref(hr_engine *engine)
+static void unref(hr_engine *engine)
 {
     if (atomic_fetch_sub(&engine->n_refs, 1) != 1)
         return;
@@ -155,7 +155,7 @@ headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, 
     status = open_parts(engine, config, err);
     if (status != HEADRACE_OK) {
         free_engine(engine);
-        hr_engine_unref(engine);
+        unref(engine);
         return status;
     }
     *out = engine;
@@ -169,7 +169,7 @@ void hr_engine_close(hr_engine *engine)
     hr_inbox_stop(&engine->inbox);
     (void)pthread_join(engine->thread, NULL);
     free_engine(engine);
-    hr_engine_unref(engine);
+    unref(engine);
 }
 
 headrace_status hr_engine_drain(hr_engine *engine, uint64_t timeout_us)
@@ -274,7 +274,7 @@ void hr_request_unref(hr_request *request)
     if (atomic_fetch_sub(&request->n_refs, 1) != 1)
         return;
     hr_request_destroy(request);
-    hr_engine_unref(engine);
+    unref(engine);
 }
 
 void hr_request_cancel(hr_request *request)

@@ -60,6 +60,5 @@ struct hr_engine {
 void *hr_engine_main(void *argument);
 /* Drops a reference; the last one frees. */
 void hr_request_unref(hr_request *request);
-void hr_engine_unref(hr_engine *engine);
 
 #endif

@@ -73,7 +73,7 @@ void hr_histogram_add(hr_histogram *histogram, uint64_t value)
     hr_count(&histogram->sum, value);
 }
 
-void hr_histogram_read(const hr_histogram *histogram, headrace_histogram *out)
+static void read_histogram(const hr_histogram *histogram, headrace_histogram *out)
 {
     uint64_t n = 0;
 
@@ -113,15 +113,15 @@ void hr_metrics_read(const hr_metrics *metrics, headrace_stats *out)
     READ(rejected_context);
     READ(rejected_queue_timeout);
     READ(nan_logits);
-    hr_histogram_read(&metrics->ttft, &out->ttft_s);
-    hr_histogram_read(&metrics->itl, &out->itl_s);
-    hr_histogram_read(&metrics->e2e, &out->e2e_s);
-    hr_histogram_read(&metrics->queue, &out->queue_s);
-    hr_histogram_read(&metrics->prefill, &out->prefill_s);
-    hr_histogram_read(&metrics->decode, &out->decode_s);
-    hr_histogram_read(&metrics->inference, &out->inference_s);
-    hr_histogram_read(&metrics->prompt_len, &out->prompt_len);
-    hr_histogram_read(&metrics->generation_len, &out->generation_len);
-    hr_histogram_read(&metrics->step_tokens, &out->step_tokens);
-    hr_histogram_read(&metrics->step, &out->step_s);
+    read_histogram(&metrics->ttft, &out->ttft_s);
+    read_histogram(&metrics->itl, &out->itl_s);
+    read_histogram(&metrics->e2e, &out->e2e_s);
+    read_histogram(&metrics->queue, &out->queue_s);
+    read_histogram(&metrics->prefill, &out->prefill_s);
+    read_histogram(&metrics->decode, &out->decode_s);
+    read_histogram(&metrics->inference, &out->inference_s);
+    read_histogram(&metrics->prompt_len, &out->prompt_len);
+    read_histogram(&metrics->generation_len, &out->generation_len);
+    read_histogram(&metrics->step_tokens, &out->step_tokens);
+    read_histogram(&metrics->step, &out->step_s);
 }

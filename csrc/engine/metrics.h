@@ -31,7 +31,6 @@ typedef struct hr_metrics {
  * max_model_len. */
 void hr_metrics_init(hr_metrics *metrics, uint32_t max_model_len);
 void hr_histogram_add(hr_histogram *histogram, uint64_t value);
-void hr_histogram_read(const hr_histogram *histogram, headrace_histogram *out);
 /* Fills everything but n_pages and n_slots, which are the engine's. */
 void hr_metrics_read(const hr_metrics *metrics, headrace_stats *out);
 

@@ -183,10 +183,11 @@ static void handle_control(hr_engine *engine, hr_request *request, bool is_cance
     for (uint32_t i = 0; i < request->n_choices; i++) {
         hr_choice *choice = &request->choices[i];
 
-        if (is_cancelled)
-            end_choice(engine, choice, HEADRACE_FINISH_ABORT, -1, false, now);
-        else if (atomic_load(&choice->is_stop_requested))
+        /* A reader that saw its stop string has its answer, though it may give the request back at once. */
+        if (atomic_load(&choice->is_stop_requested))
             end_choice(engine, choice, HEADRACE_FINISH_STOP, -1, false, now);
+        else if (is_cancelled)
+            end_choice(engine, choice, HEADRACE_FINISH_ABORT, -1, false, now);
     }
     hr_request_unref(request);
 }

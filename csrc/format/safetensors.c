@@ -208,7 +208,7 @@ static headrace_status map_shard(hr_tensor_file *file, hr_tensor_list *list, uin
     return read_shard(file, list, shard, mapped->at, mapped->len, err);
 }
 
-headrace_status hr_safetensors_open(const char *path, hr_tensor_file *out, headrace_error *err)
+static headrace_status open_single(const char *path, hr_tensor_file *out, headrace_error *err)
 {
     headrace_status status;
     hr_tensor_list list = {0};
@@ -403,5 +403,5 @@ headrace_status hr_safetensors_open_folder(const char *folder, hr_tensor_file *o
     (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
     if (!hr_file_exists(path))
         HR_PASS(find_only(folder, path, err));
-    return hr_safetensors_open(path, out, err);
+    return open_single(path, out, err);
 }

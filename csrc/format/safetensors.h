@@ -5,12 +5,9 @@
 #include "format/tensor_file.h"
 
 /* Opens folder/model.safetensors.index.json and its shards if there is an index, else folder/model.safetensors, else
- * the only
- * *.safetensors file of the folder. Errors: E_IO, E_MODEL (file, tensor, byte offset, what would be right), E_MEMORY.
- */
+ * the only *.safetensors file of the folder. Errors: E_IO, E_MODEL (file, tensor, byte offset, what would be right),
+ * E_MEMORY. */
 headrace_status hr_safetensors_open_folder(const char *folder, hr_tensor_file *out, headrace_error *err);
-/* One file by path. */
-headrace_status hr_safetensors_open(const char *path, hr_tensor_file *out, headrace_error *err);
 /* Parses a header already in memory, for the fuzzer: bytes is the whole file. Tensors point into bytes. */
 headrace_status hr_safetensors_parse(const unsigned char *bytes, size_t len, const char *path, hr_tensor_file *out,
                                      headrace_error *err);
