@@ -50,7 +50,10 @@ static headrace_status read_config(const char *folder, hr_config *config, headra
 
     (void)snprintf(path, sizeof path, "%s/config.json", folder);
     if (!hr_file_exists(path))
-        return hr_fail(err, HEADRACE_E_MODEL, "%s: no config.json: not a Hugging Face checkpoint", folder);
+        return hr_fail(err, HEADRACE_E_MODEL,
+                       "%s: no config.json: not a Hugging Face checkpoint; give the folder that holds config.json and "
+                       "*.safetensors, or a .gguf file",
+                       folder);
     HR_PASS(hr_file_read(path, CONFIG_BYTES_MAX, &text, &len, err));
     status = hr_config_from_json(text, len, path, config, err);
     free(text);
@@ -96,6 +99,10 @@ static headrace_status open_gguf(hr_model *model, const hr_model_open_options *o
 {
     hr_sampling_hint hint;
 
+    if (strlen(model->path) > 12 && strcmp(model->path + strlen(model->path) - 12, ".safetensors") == 0)
+        return hr_fail(err, HEADRACE_E_MODEL,
+                       "%s: weights alone are no model; give the folder that holds config.json beside them",
+                       model->path);
     model->format = HR_MODEL_GGUF;
     HR_PASS(hr_gguf_open(model->path, &model->gguf, err));
     HR_PASS(hr_config_from_gguf(&model->gguf, config, err));
