@@ -65,11 +65,6 @@ const hr_http_parser *hr_http_request(const hr_http_conn *conn)
     return &conn->parser;
 }
 
-const char *hr_http_request_id(const hr_http_conn *conn)
-{
-    return conn->request_id;
-}
-
 hr_loop *hr_http_loop(const hr_http_conn *conn)
 {
     return conn->loop;
@@ -333,10 +328,12 @@ static bool send_output(hr_http_conn *conn)
 bool hr_http_stream_flush(hr_http_conn *conn)
 {
     const hr_server_options *options = &server_of(conn)->options;
+    size_t left_before = conn->counted_backlog; /* by the client: how much came since is not its fault */
 
     if (conn->phase == CONN_DEAD || !send_output(conn))
         return false;
-    if (conn->stream_began && hr_http_backlog(conn) > options->stream_abort_bytes) {
+    if (conn->stream_began && left_before > options->stream_abort_bytes &&
+        hr_http_backlog(conn) > options->stream_abort_bytes) {
         destroy(conn, HR_GONE_SLOW);
         return false;
     }

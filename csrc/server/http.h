@@ -45,7 +45,6 @@ void hr_http_accept(struct hr_loop *loop, int fd, const char *peer);
 
 /* The complete request being served. */
 const hr_http_parser *hr_http_request(const hr_http_conn *conn);
-const char *hr_http_request_id(const hr_http_conn *conn);
 struct hr_loop *hr_http_loop(const hr_http_conn *conn);
 hr_http_log *hr_http_log_of(hr_http_conn *conn);
 void hr_http_set_route(hr_http_conn *conn, uint32_t route_idx); /* for metrics and log */

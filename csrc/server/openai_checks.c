@@ -155,11 +155,14 @@ bool hr_check_prompt(hr_openai_request *request, json_t *value, const hr_request
 
     if (json_is_string(value))
         return true;
-    if (request->kind == HR_FOR_TOKENIZE || !json_is_array(value) || n == 0)
+    if (request->kind != HR_FOR_TOKENIZE && json_is_array(value) && n == 0)
+        return hr_api_fail(error, HR_API_INVALID_VALUE, "prompt",
+                           "prompt is an empty array; it needs at least one entry.");
+    if (request->kind == HR_FOR_TOKENIZE || !json_is_array(value))
         return bad_value(error, "prompt",
                          request->kind == HR_FOR_TOKENIZE ? "a string"
                                                           : "a string, an array of strings, token ids, "
-                                                            "or an array of arrays of token ids, not empty",
+                                                            "or an array of arrays of token ids",
                          value);
     if (json_is_integer(first))
         return true;

@@ -69,9 +69,14 @@ static void add_chat(hr_logprobs *logprobs, const headrace_model *model, const h
     logprobs->n++;
 }
 
-/* The completions shape has no room for bytes: a token that is not text is written as OpenAI writes it, bytes:\xNN. */
-static void write_token_name(hr_buffer *out, const char *bytes, size_t len)
+/* The completions shape has no room for bytes: a token that is not text is written as OpenAI writes it, bytes:\xNN, and
+ * one of no bytes at all (a model without a tokenizer) as vLLM does, token_id:N, so that names stay apart. */
+static void write_token_name(hr_buffer *out, int32_t id, const char *bytes, size_t len)
 {
+    if (len == 0) {
+        hr_buffer_printf(out, "\"token_id:%d\"", id);
+        return;
+    }
     if (hr_utf8_is_valid(bytes, len, NULL)) {
         hr_json_string(out, bytes, len);
         return;
@@ -95,7 +100,7 @@ static void add_token_name(hr_logprobs *logprobs, const headrace_model *model, i
         hr_buffer_add_char(&logprobs->top, ',');
         hr_buffer_add_char(&logprobs->offsets, ',');
     }
-    write_token_name(&logprobs->tokens, bytes, len);
+    write_token_name(&logprobs->tokens, id, bytes, len);
     hr_json_uint(&logprobs->offsets, logprobs->offset);
     for (size_t i = 0; is_visible && i < len; i++)
         logprobs->offset += ((unsigned char)bytes[i] & 0xC0) != 0x80; /* characters, not bytes */
@@ -124,7 +129,7 @@ static void add_completion(hr_logprobs *logprobs, const headrace_model *model, c
         if (i)
             hr_buffer_add_char(top, ',');
         token_bytes(model, id, &bytes, &len, &is_special);
-        write_token_name(top, bytes, len);
+        write_token_name(top, id, bytes, len);
         hr_buffer_add_char(top, ':');
         hr_json_float(top, is_extra ? token->logprob : token->top_logprobs[i]);
         if (is_extra)

@@ -78,6 +78,14 @@ def test_echo_with_more_tokens_is_prompt_then_answer(server):
     assert tokens == echoed["logprobs"]["tokens"]
 
 
+def test_a_model_without_a_tokenizer_names_tokens_by_id(make_server, source_dir):
+    server = make_server(model=source_dir / "tests/data/goldens/gguf/dense_tiny-q4_0.gguf")
+    choice = server.complete([1, 2, 3], logprobs=2, max_tokens=4, return_token_ids=True, **PLAIN)["choices"][0]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
+    assert all(len(top) == 2 for top in choice["logprobs"]["top_logprobs"])
+    assert "has no tokenizer" in server.post("/v1/completions", {"prompt": "hi"}).json()["error"]["message"]
+
+
 def test_prompt_logprobs_in_vllm_shape(server, logprobs_of):
     ids = server.post("/tokenize", {"prompt": "Hello! How are you?"}).json()["tokens"]
     truth = logprobs_of([ids])[0]

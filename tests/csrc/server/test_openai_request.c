@@ -158,6 +158,7 @@ static void refusals_name_the_place(void **state)
             "logit_bias.50");
     refuses(HR_FOR_COMPLETIONS, "{\"prompt\": \"a\", \"zzz\": null}", HR_API_UNKNOWN_PARAMETER, "zzz");
     refuses(HR_FOR_COMPLETIONS, "{\"prompt\": [\"a\", \"b\", \"c\", \"d\", \"e\"]}", HR_API_INVALID_VALUE, "prompt");
+    refuses(HR_FOR_COMPLETIONS, "{\"prompt\": []}", HR_API_INVALID_VALUE, "prompt");
     refuses(HR_FOR_COMPLETIONS, "{\"prompt\": \"a\", \"prompt\": \"b\"}", HR_API_INVALID_JSON, "");
 }
 
