@@ -413,6 +413,31 @@ static void a_stopped_choice_ends_and_its_siblings_go_on(void **state)
     close_engine();
 }
 
+static void a_stopped_request_given_back_at_once_counts_as_stopped(void **state)
+{
+    headrace_sampling sampling = client_greedy(30);
+    hr_submit what = ask(&sampling, 2);
+    client_answer answers[2];
+    hr_request *request;
+
+    (void)state;
+    open_usual();
+    sampling.ignore_eos = true;
+    hr_fake_gate(&fake);
+    memset(answers, 0, sizeof answers);
+    request = submit(&what);
+    hr_fake_allow(&fake, 6);
+    hr_fake_await_step(&fake);
+    client_take_all(request, answers);
+    hr_request_stop_choice(request, 0);
+    hr_request_release(request);
+    hr_fake_allow(&fake, UINT64_MAX);
+    assert_int_equal(hr_engine_drain(engine, 60000000), HEADRACE_OK);
+    assert_int_equal(stats().finished_stop, 1);
+    assert_int_equal(stats().finished_cancelled, 1);
+    close_engine();
+}
+
 static void closing_ends_every_request_with_closed(void **state)
 {
     headrace_sampling sampling = client_greedy(100);
@@ -859,6 +884,7 @@ int main(void)
         cmocka_unit_test(a_cancelled_request_ends_within_one_step_wherever_it_is),
         cmocka_unit_test(releasing_a_running_request_cancels_it),
         cmocka_unit_test(a_stopped_choice_ends_and_its_siblings_go_on),
+        cmocka_unit_test(a_stopped_request_given_back_at_once_counts_as_stopped),
         cmocka_unit_test(closing_ends_every_request_with_closed),
         cmocka_unit_test(draining_waits_refuses_new_work_and_times_out),
         cmocka_unit_test(a_request_that_waits_too_long_ends_with_queue_full),
