@@ -286,7 +286,9 @@ static headrace_status read_version(reader *in, uint32_t *version)
         return truncated(in, "the header");
     HR_PASS(take(in, 4, magic, "the magic number"));
     if (memcmp(magic, "GGUF", 4) != 0)
-        return hr_fail(in->err, HEADRACE_E_MODEL, "%s: byte 0: not a GGUF file (it begins with %02x %02x %02x %02x)",
+        return hr_fail(in->err, HEADRACE_E_MODEL,
+                       "%s: byte 0: not a GGUF file (it begins with %02x %02x %02x %02x); a Hugging Face checkpoint is "
+                       "given by its folder",
                        in->path, (unsigned char)magic[0], (unsigned char)magic[1], (unsigned char)magic[2],
                        (unsigned char)magic[3]);
     HR_PASS(take(in, 4, version, "the version"));

@@ -99,10 +99,6 @@ static headrace_status open_gguf(hr_model *model, const hr_model_open_options *o
 {
     hr_sampling_hint hint;
 
-    if (strlen(model->path) > 12 && strcmp(model->path + strlen(model->path) - 12, ".safetensors") == 0)
-        return hr_fail(err, HEADRACE_E_MODEL,
-                       "%s: weights alone are no model; give the folder that holds config.json beside them",
-                       model->path);
     model->format = HR_MODEL_GGUF;
     HR_PASS(hr_gguf_open(model->path, &model->gguf, err));
     HR_PASS(hr_config_from_gguf(&model->gguf, config, err));

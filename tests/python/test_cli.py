@@ -623,7 +623,7 @@ def test_damaged_models_are_refused_with_exit_code_3_and_a_name(cli, tiny, tmp_p
     (tmp_path / "nothing").mkdir()
 
     for model, *words in ((cut, "model.safetensors"), (shape, "model.safetensors"), (other, "config.json", "llama"),
-                          (shape / "model.safetensors", "folder that holds config.json"), (wide, "256"), (no_json, "config.json"), (gguf, "cut.gguf"), (noise, "noise.gguf"),
+                          (shape / "model.safetensors", "given by its folder"), (wide, "256"), (no_json, "config.json"), (gguf, "cut.gguf"), (noise, "noise.gguf"),
                           (tmp_path / "nothing", "nothing")):
         refused(cli("info", model), MODEL, *words)
     assert re.search(r"model\.layers\.|tensor", cli("info", shape).stderr)
