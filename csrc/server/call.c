@@ -320,12 +320,12 @@ static void send_scratch(hr_call *call)
         (void)hr_http_stream_flush(call->conn); /* a client found gone marks the call */
 }
 
-static void pump(hr_call *call, hr_call_stream *stream)
+/* Takes events until there are none or enough output waits for the client. */
+static void take_events(hr_call *call, hr_call_stream *stream)
 {
     size_t merge_bytes = call->server->options.stream_merge_bytes;
     headrace_event event;
 
-    hr_buffer_clear(&call->loop->scratch);
     stream->is_stalled = false;
     while (!call->is_ended && stream->stream) {
         if (call->request.stream && hr_http_backlog(call->conn) + call->loop->scratch.len >= merge_bytes) {
@@ -343,8 +343,20 @@ static void pump(hr_call *call, hr_call_stream *stream)
             call->n_open--;
         }
     }
-    if (!call->is_ended && call->request.stream)
-        send_scratch(call);
+}
+
+static void pump(hr_call *call, hr_call_stream *stream)
+{
+    bool goes_on;
+
+    /* Events may be left although the client took everything: nobody would announce them again. */
+    do {
+        hr_buffer_clear(&call->loop->scratch);
+        take_events(call, stream);
+        goes_on = stream->is_stalled && call->loop->scratch.len > 0;
+        if (!call->is_ended && call->request.stream)
+            send_scratch(call);
+    } while (goes_on && !call->is_ended && hr_http_backlog(call->conn) < call->server->options.stream_merge_bytes);
     if (!call->is_ended && call->n_open == 0)
         finish(call);
 }

@@ -10,6 +10,8 @@ import time
 import openai
 import pytest
 
+from server_fixture import parse_events
+
 LONG = {"messages": [{"role": "user", "content": "Tell me a story."}], "ignore_eos": True, "temperature": 1, "stream": True}
 
 
@@ -337,3 +339,30 @@ def test_a_killed_server_leaves_nothing_in_the_way(headrace, tiny, make_server):
         if ready:
             break
         assert time.monotonic() < deadline
+
+
+def test_events_that_wait_behind_much_output_are_sent(server):
+    """16 echoes make more than may wait at once, though the client takes everything: the rest must not be forgotten."""
+    events = server.stream("/v1/completions", {"prompt": "hello " * 500, "n": 16, "echo": True, "logprobs": 3,
+                                               "max_tokens": 1})
+    assert events[-1] is None
+    assert sorted(choice["index"] for event in events[:-1] for choice in event["choices"]
+                  if choice["finish_reason"] == "length") == list(range(16))
+
+
+def test_one_large_event_does_not_drop_its_reader(server):
+    """An echo with logprobs is one event of several MiB: that it does not fit the kernel's buffers is not the reader's
+    fault."""
+    body = json.dumps({"prompt": "hello " * 2000, "n": 6, "echo": True, "logprobs": 20, "max_tokens": 1, "stream": True})
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.settimeout(60)
+    reader.connect(("127.0.0.1", server.port))
+    with reader:
+        reader.sendall(f"POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+                       f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        answer = b""
+        while part := reader.recv(1 << 20):
+            answer += part
+    events = list(parse_events(answer.decode().partition("\r\n\r\n")[2]))
+    assert events[-1] is None and {choice["index"] for event in events[:-1] for choice in event["choices"]} == set(range(6))
