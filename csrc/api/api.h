@@ -51,14 +51,17 @@ headrace_status hr_validate_request(const headrace_model *model, const headrace_
  * lock. */
 struct hr_stream_link {
     headrace_engine *engine;
-    headrace_stream *stream; /* NULL: unused */
+    headrace_stream *stream; /* NULL: unused, or not opened yet */
     headrace_queue *queue;   /* the stream's */
     bool is_news;            /* in engine->news */
+    bool is_early;           /* announced before it was opened */
     hr_stream_link *next_link, *next_unused, *next_news;
     hr_stream_link *next_ready; /* in the queue's list, if is_ready; guarded by the queue's lock */
     bool is_ready;
 };
-hr_stream_link *hr_stream_link_acquire(headrace_engine *engine, headrace_stream *stream, headrace_queue *queue);
+hr_stream_link *hr_stream_link_acquire(headrace_engine *engine);
+/* Lets the queue name the stream. Only once submit has filled it: the queue's thread may be another one, and fast. */
+void hr_stream_link_open(hr_stream_link *link, headrace_stream *stream, headrace_queue *queue);
 void hr_stream_link_release(hr_stream_link *link); /* after it the stream is never touched; NULL is accepted */
 void hr_stream_link_notify(void *link);            /* hr_submit.notify */
 void hr_stream_links_flush(void *engine);          /* hr_submit.flush */

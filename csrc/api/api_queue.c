@@ -123,7 +123,7 @@ static void remove_ready(headrace_queue *queue, hr_stream_link *link)
     (void)pthread_mutex_unlock(&queue->lock);
 }
 
-hr_stream_link *hr_stream_link_acquire(headrace_engine *engine, headrace_stream *stream, headrace_queue *queue)
+hr_stream_link *hr_stream_link_acquire(headrace_engine *engine)
 {
     hr_stream_link *link;
 
@@ -139,12 +139,32 @@ hr_stream_link *hr_stream_link_acquire(headrace_engine *engine, headrace_stream 
             engine->links = link;
         }
     }
-    if (link) {
-        link->stream = stream;
-        link->queue = queue;
-    }
+    if (link)
+        link->is_early = false;
     (void)pthread_mutex_unlock(&engine->lock);
     return link;
+}
+
+static void wake_queue(headrace_queue *queue)
+{
+    (void)pthread_mutex_lock(&queue->lock);
+    if (queue->first && !queue->is_written) {
+        queue->is_written = true;
+        write_fd(queue);
+    }
+    (void)pthread_mutex_unlock(&queue->lock);
+}
+
+void hr_stream_link_open(hr_stream_link *link, headrace_stream *stream, headrace_queue *queue)
+{
+    (void)pthread_mutex_lock(&link->engine->lock);
+    link->stream = stream;
+    link->queue = queue;
+    if (link->is_early) {
+        append_ready(queue, link);
+        wake_queue(queue);
+    }
+    (void)pthread_mutex_unlock(&link->engine->lock);
 }
 
 void hr_stream_link_release(hr_stream_link *link)
@@ -177,6 +197,8 @@ void hr_stream_link_notify(void *user)
             link->next_news = engine->news;
             engine->news = link;
         }
+    } else {
+        link->is_early = true;
     }
     (void)pthread_mutex_unlock(&engine->lock);
 }
@@ -192,14 +214,8 @@ void hr_stream_links_flush(void *user)
 
         engine->news = link->next_news;
         link->is_news = false;
-        if (!queue)
-            continue;
-        (void)pthread_mutex_lock(&queue->lock);
-        if (queue->first && !queue->is_written) {
-            queue->is_written = true;
-            write_fd(queue);
-        }
-        (void)pthread_mutex_unlock(&queue->lock);
+        if (queue)
+            wake_queue(queue);
     }
     (void)pthread_mutex_unlock(&engine->lock);
 }

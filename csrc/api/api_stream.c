@@ -96,7 +96,7 @@ static headrace_status submit(headrace_engine *engine, const headrace_request *r
     };
 
     if (request->queue) {
-        stream->link = hr_stream_link_acquire(engine, stream, request->queue);
+        stream->link = hr_stream_link_acquire(engine);
         if (!stream->link)
             return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a stream");
         submit.notify = hr_stream_link_notify;
@@ -104,7 +104,10 @@ static headrace_status submit(headrace_engine *engine, const headrace_request *r
         submit.flush = hr_stream_links_flush;
         submit.flush_user = engine;
     }
-    return hr_engine_submit(engine->engine, &submit, &stream->request, err);
+    HR_PASS(hr_engine_submit(engine->engine, &submit, &stream->request, err));
+    if (stream->link)
+        hr_stream_link_open(stream->link, stream, request->queue);
+    return HEADRACE_OK;
 }
 
 headrace_status headrace_submit(headrace_engine *engine, const headrace_request *request, headrace_stream **out,

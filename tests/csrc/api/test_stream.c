@@ -461,6 +461,53 @@ static void an_engine_may_be_used_from_any_thread(void **state)
         assert_string_equal(answers[i].text, "Hello! How can I help you today?");
 }
 
+static void *serve_queue(void *argument)
+{
+    headrace_queue *queue = argument;
+    headrace_stream *ready[8];
+    headrace_event event;
+    size_t n_ended = 0;
+
+    while (n_ended < MANY * 8) {
+        struct pollfd watch = {.fd = headrace_queue_fd(queue), .events = POLLIN};
+        size_t n_ready;
+
+        if (poll(&watch, 1, 60000) != 1)
+            return NULL;
+        n_ready = headrace_queue_take(queue, ready, 8);
+        for (size_t r = 0; r < n_ready; r++) {
+            bool is_last = false;
+
+            while (!is_last && headrace_stream_next(ready[r], 0, &event) == HEADRACE_OK)
+                is_last = event.is_last;
+            if (is_last)
+                headrace_stream_destroy(ready[r]);
+            n_ended += is_last;
+        }
+    }
+    return queue;
+}
+
+/* The first token may come before submit returns: the queue must not name a stream that is not whole yet. */
+static void another_thread_may_serve_the_queue(void **state)
+{
+    headrace_request request = greedy(hello_ids, 1);
+    headrace_stream *stream;
+    pthread_t thread;
+    void *served = NULL;
+
+    (void)state;
+    assert_int_equal(headrace_queue_create(&request.queue, NULL), HEADRACE_OK);
+    assert_int_equal(pthread_create(&thread, NULL, serve_queue, request.queue), 0);
+    request.sampling.max_tokens = 1;
+    for (int i = 0; i < MANY * 8; i++)
+        while (headrace_submit(engine, &request, &stream, &err) == HEADRACE_E_QUEUE_FULL)
+            (void)poll(NULL, 0, 1);
+    assert_int_equal(pthread_join(thread, &served), 0);
+    assert_ptr_equal(served, request.queue);
+    headrace_queue_destroy(request.queue);
+}
+
 static void *cancel_soon(void *stream)
 {
     headrace_stream_cancel(stream);
@@ -504,6 +551,7 @@ int main(void)
         cmocka_unit_test(many_streams_on_one_queue_equal_their_solo_runs),
         cmocka_unit_test(a_queue_may_go_as_soon_as_its_streams_are_destroyed),
         cmocka_unit_test(an_engine_may_be_used_from_any_thread),
+        cmocka_unit_test(another_thread_may_serve_the_queue),
         cmocka_unit_test(cancel_may_come_from_another_thread),
     };
 
