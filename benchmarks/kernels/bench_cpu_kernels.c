@@ -9,7 +9,6 @@
  * [--json FILE]
  */
 #include "backend/cpu/cpu_kernels.h"
-#include "base/numeric.h"
 #include "base/rng.h"
 #include "bench_cpu_roofs.h"
 

@@ -13,7 +13,6 @@
 #include "base/log.h"
 #include "base/status.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 bool hr_bad_logits_add(hr_bad_logits *bad, uint64_t now_us)

@@ -6,8 +6,6 @@
  */
 #include "model/config.h"
 
-#include "base/log.h"
-
 #include <limits.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -3,7 +3,6 @@
 #include "text/python_text.h"
 
 #include <ctype.h>
-#include <inttypes.h>
 #include <string.h>
 
 typedef struct reader {

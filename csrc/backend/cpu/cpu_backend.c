@@ -5,7 +5,6 @@
  * function that runs twice, first to count and then to place, so that what `sizes` promises is what `open` takes.
  */
 #include "backend/cpu/cpu.h"
-#include "base/numeric.h"
 
 #include <errno.h>
 #include <math.h>
