@@ -19,7 +19,7 @@
 static headrace_status bind_failed(const char *where, int code, headrace_error *err)
 {
     return hr_fail_param(err, HEADRACE_E_IO, code == EADDRINUSE ? "port in use" : "host", "cannot listen on %s: %s%s",
-                         where, strerror(code), code == EADDRINUSE ? " (choose another with --port)" : "");
+                         where, strerror(code), code == EADDRINUSE ? " (choose another with --port or --host)" : "");
 }
 
 /* A socket file that nobody listens to is left over from a kill; one that answers belongs to a living server. */
