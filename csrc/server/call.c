@@ -182,7 +182,8 @@ static void keep_prompt_logprobs(hr_call *call, hr_call_stream *stream, const he
         return;
     stream->has_prompt_logprobs = true;
     if (call->wants_prompt_logprobs)
-        hr_prompt_logprobs_write(&stream->prompt_logprobs, model, event->prompt_logprobs, event->n_prompt_logprobs);
+        hr_prompt_logprobs_write(&stream->prompt_logprobs, model, event->prompt_logprobs, event->n_prompt_logprobs,
+                                 call->n_prompt_top);
     if (!call->request.echo || !call->request.wants_logprobs)
         return;
     hr_logprobs_add_first(&stream->echo, model, prompt->ids[0], !prompt->has_added_first);
@@ -572,6 +573,7 @@ static bool start(hr_call *call, hr_api_error *error)
         return false;
     call->drops_output = call->request.has_max_tokens && call->request.max_tokens == 0;
     call->wants_prompt_logprobs = sampling->n_prompt_logprobs >= 0;
+    call->n_prompt_top = call->wants_prompt_logprobs ? (uint32_t)sampling->n_prompt_logprobs : 0;
     if (call->request.echo && call->request.wants_logprobs && sampling->n_prompt_logprobs < sampling->n_logprobs)
         sampling->n_prompt_logprobs = sampling->n_logprobs;
     if (call->request.stream)

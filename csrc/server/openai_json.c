@@ -217,7 +217,7 @@ static void write_ranked(hr_buffer *out, const headrace_model *model, int32_t id
 }
 
 void hr_prompt_logprobs_write(hr_buffer *out, const headrace_model *model, const headrace_token_logprobs *entries,
-                              size_t n)
+                              size_t n, uint32_t n_top)
 {
     hr_buffer_add_text(out, "[null");
     for (size_t i = 0; i < n; i++) {
@@ -225,7 +225,7 @@ void hr_prompt_logprobs_write(hr_buffer *out, const headrace_model *model, const
 
         hr_buffer_add_text(out, ",{");
         write_ranked(out, model, entry->id, entry->logprob, entry->rank);
-        for (uint32_t k = 0; k < entry->n_top; k++) {
+        for (uint32_t k = 0; k < entry->n_top && k < n_top; k++) {
             if (entry->top_ids[k] == entry->id)
                 continue;
             hr_buffer_add_char(out, ',');

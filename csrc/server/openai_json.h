@@ -27,9 +27,10 @@ void hr_logprobs_append(hr_logprobs *to, const hr_logprobs *from);
 /* The object, or null when nothing was collected. */
 void hr_logprobs_write(hr_buffer *out, const hr_logprobs *logprobs);
 
-/* [null, {"ID": {"logprob", "rank", "decoded_token"}}, ...]: one entry a prompt token, as vLLM writes them. */
+/* [null, {"ID": {"logprob", "rank", "decoded_token"}}, ...]: one entry a prompt token, as vLLM writes them. n_top: how
+ * many alternatives the client asked for. */
 void hr_prompt_logprobs_write(hr_buffer *out, const headrace_model *model, const headrace_token_logprobs *entries,
-                              size_t n);
+                              size_t n, uint32_t n_top);
 
 void hr_ids_write(hr_buffer *out, const int32_t *ids, size_t n); /* [1,2,3] */
 

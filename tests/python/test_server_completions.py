@@ -167,3 +167,12 @@ def test_usage_tells_cached_tokens(server):
     again = server.complete(prompt, max_tokens=1, cache_salt="a")["usage"]["prompt_tokens_details"]["cached_tokens"]
     other = server.complete(prompt, max_tokens=1, cache_salt="b")["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert again > 0 and other == 0
+
+
+def test_an_echo_with_logprobs_does_not_widen_prompt_logprobs(server):
+    ask = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
+    alone = server.complete("The cat sat", **ask)["choices"][0]
+    echoed = server.complete("The cat sat", echo=True, logprobs=5, **ask)["choices"][0]
+    assert echoed["prompt_logprobs"] == alone["prompt_logprobs"]
+    assert all(len(entry) <= 2 for entry in echoed["prompt_logprobs"][1:])
+    assert all(len(entry) >= 5 for entry in echoed["logprobs"]["top_logprobs"][1:])
