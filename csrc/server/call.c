@@ -476,6 +476,9 @@ bool hr_read_request(hr_openai_request *request, hr_http_conn *conn, int kind, h
 
     if (!body)
         return false;
+    /* Each prompt is a request of its own: more than may wait could be refused for ever with "try again later". */
+    if (limits.max_batch_prompts > server->engine_info.max_num_queued_reqs)
+        limits.max_batch_prompts = server->engine_info.max_num_queued_reqs;
     headrace_sampling_defaults(server->model, &defaults);
     if (!hr_openai_request_init(request, kind, body, &defaults, &limits, error))
         return false;

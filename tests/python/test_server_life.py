@@ -366,3 +366,11 @@ def test_one_large_event_does_not_drop_its_reader(server):
             answer += part
     events = list(parse_events(answer.decode().partition("\r\n\r\n")[2]))
     assert events[-1] is None and {choice["index"] for event in events[:-1] for choice in event["choices"]} == set(range(6))
+
+
+def test_a_batch_larger_than_the_queue_is_refused_for_good(make_server):
+    server = make_server("--max-num-seqs", "2", "--max-num-queued-reqs", "4")
+    ask = {"max_tokens": 2, "ignore_eos": True}
+    reply = server.post("/v1/completions", {"prompt": ["a"] * 5, **ask})
+    assert (reply.status, reply.error["param"]) == (400, "prompt") and "at most 4" in reply.error["message"]
+    assert len(server.complete(["a"] * 4, **ask)["choices"]) == 4
