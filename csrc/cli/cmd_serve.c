@@ -152,6 +152,20 @@ static int open_serving_engine(const hr_options *options, headrace_model *model,
     return hr_open_engine(model, &engine_options, out);
 }
 
+/* What a client would otherwise find out by its first error. */
+static void warn_about_text(const headrace_model *model)
+{
+    headrace_model_info info;
+
+    headrace_model_get_info(model, &info);
+    if (info.tokenizer_size == 0)
+        (void)fputs("headrace: warning: the model brings no tokenizer: only /v1/completions with token ids will work\n",
+                    stderr);
+    else if (!info.chat_template_name)
+        (void)fputs("headrace: warning: the model brings no chat template: chats need --chat-template NAME or FILE\n",
+                    stderr);
+}
+
 int hr_cmd_serve(int argc, char **argv)
 {
     hr_options *options =
@@ -188,6 +202,7 @@ int hr_cmd_serve(int argc, char **argv)
         goto done;
     if (hr_log_level(options) >= HEADRACE_LOG_INFO) {
         hr_print_summary(model, engine);
+        warn_about_text(model);
         if (!server_options.no_webui)
             (void)fputs("page     open the address in a browser to chat and to see live numbers (--no-webui: off)\n",
                         stderr);

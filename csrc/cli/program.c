@@ -280,7 +280,10 @@ int hr_read_id_lists(const char *path, uint32_t vocab_size, hr_id_lists *out)
 
     *out = (hr_id_lists){0};
     if (!root) {
-        (void)fprintf(stderr, "headrace: %s: line %d: %s\n", path, error.line, error.text);
+        if (error.line > 0)
+            (void)fprintf(stderr, "headrace: %s: line %d: %s\n", path, error.line, error.text);
+        else
+            (void)fprintf(stderr, "headrace: %s: %s\n", path, error.text);
         return HR_EXIT_USAGE;
     }
     out->n = json_array_size(root);

@@ -46,11 +46,6 @@ const char *hr_route_name(uint32_t route_idx)
     return route_idx < N_ROUTES ? routes[route_idx].pattern : "unmatched";
 }
 
-uint32_t hr_route_count(void)
-{
-    return N_ROUTES;
-}
-
 bool hr_route_is_logged(uint32_t route_idx)
 {
     return route_idx >= N_ROUTES || routes[route_idx].is_logged;

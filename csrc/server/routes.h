@@ -9,7 +9,6 @@
 void hr_route(hr_http_conn *conn);
 /* For metrics and logs: the pattern of a route, "unmatched" for none. */
 const char *hr_route_name(uint32_t route_idx);
-uint32_t hr_route_count(void);
 bool hr_route_is_logged(uint32_t route_idx); /* health checks and scrapes are not */
 
 #endif
