@@ -14,6 +14,8 @@
 #include <string.h>
 #include <time.h>
 
+enum { LOGPROBS_MAX = 8000000 }; /* log probabilities of one answer, alternatives included */
+
 /* ---------------------------------------------------------------- end of life */
 
 static void end_streams(hr_call *call)
@@ -535,6 +537,26 @@ static bool make_echo(hr_call *call, hr_call_stream *stream, hr_api_error *error
     return true;
 }
 
+/* Log probabilities are the one part of an answer that a short request can multiply (prompts x choices x tokens x
+ * alternatives), and an echo makes them at once: about 40 bytes each. */
+static bool bound_logprobs(hr_call *call, const hr_prompt *prompt, uint32_t max_tokens, hr_api_error *error)
+{
+    const hr_openai_request *request = &call->request;
+
+    if (call->wants_prompt_logprobs)
+        call->n_logprobs += (uint64_t)prompt->n_ids * (1 + call->n_prompt_top);
+    if (request->wants_logprobs)
+        call->n_logprobs += request->n * ((request->echo ? prompt->n_ids : 0) + (uint64_t)max_tokens) *
+                            (1 + (uint64_t)(request->sampling.n_logprobs > 0 ? request->sampling.n_logprobs : 0));
+    if (call->n_logprobs <= LOGPROBS_MAX)
+        return true;
+    return hr_api_fail(
+        error, HR_API_INVALID_VALUE, "logprobs",
+        "The answer could hold %llu log probabilities, more than the %d a request may ask for: lower logprobs, n or "
+        "max_tokens, or send fewer prompts.",
+        (unsigned long long)call->n_logprobs, LOGPROBS_MAX);
+}
+
 static bool submit(hr_call *call, uint32_t stream_idx, hr_api_error *error)
 {
     hr_call_stream *stream = &call->streams[stream_idx];
@@ -547,6 +569,7 @@ static bool submit(hr_call *call, uint32_t stream_idx, hr_api_error *error)
     headrace_request_init(&request);
     request.sampling = call->request.sampling;
     if (!hr_prompt_fit(prompt, call->server, &call->request, &request.sampling.max_tokens, error) ||
+        !bound_logprobs(call, prompt, request.sampling.max_tokens, error) ||
         (call->request.echo && !make_echo(call, stream, error)))
         return false;
     if (call->drops_output)

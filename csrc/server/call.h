@@ -52,6 +52,7 @@ struct hr_call {
     int64_t created_s;
     bool is_chat, drops_output; /* drops_output: max_tokens 0, the engine's one token is not shown */
     bool wants_prompt_logprobs; /* asked for as such, not only for an echo */
+    uint64_t n_logprobs;        /* that the answer could hold, over all prompts so far */
     uint32_t n_prompt_top;      /* how many alternatives then: an echo may need more */
     uint32_t n_entered;         /* depth of calls from the loop */
     bool is_ended;              /* its answer was given; freed when the stack is unwound */

@@ -47,7 +47,7 @@ typedef struct hr_server_options {
     uint32_t slow_client_timeout_ms; /* a reader that takes nothing for this long is dropped [60 s] */
     uint32_t shutdown_timeout_ms;    /* how long a drain waits [30 s] */
     uint32_t stream_merge_bytes;     /* unsent output above which tokens wait and merge [256 KiB] */
-    uint32_t stream_abort_bytes;     /* unsent stream output above which the client is dropped [1 MiB] */
+    uint32_t stream_abort_bytes;     /* unread stream output above which a further event drops the client [1 MiB] */
 
     uint32_t n_io_threads;      /* [half the cores, 1 .. 4] */
     bool log_requests;          /* a line a request on stderr; never prompts, answers or keys [true] */

@@ -176,3 +176,10 @@ def test_an_echo_with_logprobs_does_not_widen_prompt_logprobs(server):
     assert echoed["prompt_logprobs"] == alone["prompt_logprobs"]
     assert all(len(entry) <= 2 for entry in echoed["prompt_logprobs"][1:])
     assert all(len(entry) >= 5 for entry in echoed["logprobs"]["top_logprobs"][1:])
+
+
+def test_a_short_request_cannot_ask_for_a_huge_answer(server):
+    """64 prompts x 16 choices x 2,000 echoed tokens x 21 log-probabilities would be gigabytes of JSON."""
+    body = {"prompt": [[5] * 2000] * 64, "echo": True, "logprobs": 20, "n": 16, "max_tokens": 1}
+    error = server.post("/v1/completions", body).json()["error"]
+    assert error["param"] == "logprobs" and "8000000" in error["message"]
