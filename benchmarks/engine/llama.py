@@ -79,16 +79,17 @@ def compare(programs, shape, formats, rounds, threads, streams=8):
     ours = {kind: ensure(shape, kind, CACHE) for kind in formats}
     runs = {"llama.cpp f16": {"prefill": [], "decode": [], "concurrent": []}, **{f"headrace {k}": {"prefill": [], "decode": [], "concurrent": []} for k in formats}}
     memory, compute = {}, None
-    for _ in range(rounds):
+    for _ in range(rounds):  # each figure of all sides back to back: the shorter the time between them, the less drift
         peer = llama_single(programs, peer_file, threads)
         for key in peer:
             runs["llama.cpp f16"][key].append(peer[key])
-        runs["llama.cpp f16"]["concurrent"].append(llama_concurrent(programs, peer_file, threads, streams))
         for kind, path in ours.items():
             row, anonymous, compute = headrace_single(path, threads)
             for key in row:
                 runs[f"headrace {kind}"][key].append(row[key])
             memory[kind] = max(memory.get(kind, 0), anonymous)
+        runs["llama.cpp f16"]["concurrent"].append(llama_concurrent(programs, peer_file, threads, streams))
+        for kind, path in ours.items():
             runs[f"headrace {kind}"]["concurrent"].append(headrace_concurrent(path, threads, streams))
     result = {"shape": shape, "threads": threads, "rounds": rounds, "compute": compute, "tokens_per_s": runs, "anonymous_rss_bytes": memory, "ratio": {}}
     peer = {key: median(v) for key, v in runs["llama.cpp f16"].items()}
