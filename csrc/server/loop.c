@@ -154,7 +154,7 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
     (void)fd;
     (void)what;
     loop->now_us = hr_now_us();
-    if (loop->listeners_paused)
+    if (loop->listeners_paused && !loop->shutdown_seen)
         pause_listeners(loop, false);
     for (hr_http_conn *conn = loop->conns; conn; conn = next) {
         next = hr_http_next(conn);
@@ -192,7 +192,7 @@ static void on_streams(evutil_socket_t fd, short what, void *arg)
 static void on_wake(evutil_socket_t fd, short what, void *arg)
 {
     hr_loop *loop = arg;
-    hr_phase phase = hr_server_phase(loop->server);
+    hr_phase phase;
     uint64_t count;
     hr_http_conn *next;
 
@@ -200,6 +200,9 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     if (read(fd, &count, sizeof count) < 0) {
         /* woken for nothing: the phase says what to do */
     }
+    /* Only now: a phase that is set after this load writes the descriptor again, while one set between an earlier load
+     * and the read would be lost together with its wake-up. */
+    phase = hr_server_phase(loop->server);
     loop->now_us = hr_now_us();
     if (phase >= HR_PHASE_SHUTDOWN && !loop->shutdown_seen) {
         loop->shutdown_seen = true;

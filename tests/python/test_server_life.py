@@ -375,3 +375,10 @@ def test_a_batch_larger_than_the_queue_is_refused_for_good(make_server):
     reply = server.post("/v1/completions", {"prompt": ["a"] * 5, **ask})
     assert (reply.status, reply.error["param"]) == (400, "prompt") and "at most 4" in reply.error["message"]
     assert len(server.complete(["a"] * 4, **ask)["choices"]) == 4
+
+
+def test_every_io_thread_sees_every_stop(make_server):
+    """A phase set between a loop's look at it and its reading of the wake-up was lost: the server then never ended."""
+    for _ in range(6):
+        server = make_server("--io-threads", "4")
+        assert server.stop() == 0
