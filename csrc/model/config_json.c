@@ -1,9 +1,9 @@
 /* config.json of a Hugging Face folder: every spelling in use, from the first releases (block_ff_dim, full_attn_idxs,
  * rope_theta) to the latest (intermediate_size, layer_types, rope_parameters).
  *
- * Fields that change nothing are ignored; fields that would change the computation in a way that is not implemented
- * (scaled positions, sliding windows, quantised weights) are refused, because running past them would give wrong text
- * without a sign.
+ * Fields that change nothing are ignored; fields that would change the computation in a way that this version does not
+ * compute (scaled positions, sliding windows, quantised weights) are refused, because running past them would give
+ * wrong text without a sign.
  */
 #include "model/config.h"
 
