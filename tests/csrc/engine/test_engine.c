@@ -1,6 +1,7 @@
 /* The engine as its users see it, over the hashing backend: endings, limits, faults, memory. Nothing here depends on
  * time: a gate in the backend holds steps back until the test lets them pass.
  */
+#include "allocations.h"
 #include "engine_client.h"
 #include "fake_backend.h"
 
@@ -10,44 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
-
-/* ---------------------------------------------------------------- allocations, counted and made to fail by thread */
-
-static _Thread_local uint64_t n_allocations;
-static _Thread_local int64_t fail_after = -1; /* so many succeed, then all fail; < 0: none fails */
-
-static bool may_allocate(void)
-{
-    n_allocations++;
-    if (fail_after < 0)
-        return true;
-    if (fail_after == 0)
-        return false;
-    fail_after--;
-    return true;
-}
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *memory, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *memory, size_t size);
-
-void *__wrap_malloc(size_t size)
-{
-    return may_allocate() ? __real_malloc(size) : NULL;
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return may_allocate() ? __real_calloc(n, size) : NULL;
-}
-
-void *__wrap_realloc(void *memory, size_t size)
-{
-    return may_allocate() ? __real_realloc(memory, size) : NULL;
-}
 
 static uint64_t count_allocations(void)
 {
