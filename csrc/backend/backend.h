@@ -42,6 +42,8 @@ typedef struct hr_span {
     uint32_t page_first;     /* index into hr_batch.pages: page i of this sequence is pages[page_first + i] */
     uint32_t n_pages;        /* covers start_position + n_rows positions */
     uint32_t state_slot;
+    uint64_t sequence; /* unique number of the sequence, never 0: tells a backend when a slot has a new owner */
+    uint32_t n_prompt; /* positions below it are of the prompt, the others were generated */
     bool is_fresh;     /* the convolution state before the first row is zero, whatever the slot holds */
     uint32_t n_warmup; /* the first n_warmup rows write no keys and values and read their own from the pages: they only
                           rebuild the convolution state after a prefix hit (docs/design/prefix-cache.md) */

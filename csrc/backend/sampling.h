@@ -37,6 +37,8 @@ typedef struct hr_history {
     const int32_t *ids; /* prompt, then output */
     uint32_t n_prompt;  /* ids[0 .. n_prompt) */
     uint32_t n_total;   /* ids[0 .. n_total); output length is n_total - n_prompt and is the draw's position */
+    uint32_t n_pending; /* the last so many ids are not known to the host yet, ids[] does not hold them: the backend
+                           sampled them for this slot in a step that was not waited for. 0 unless steps overlap */
 } hr_history;
 
 /* What one row gave. */

@@ -47,6 +47,8 @@ void hr_batch_fill(hr_batch *batch, const hr_plan *plan)
             .page_first = n_pages,
             .n_pages = sequence->n_pages,
             .state_slot = sequence->state_slot,
+            .sequence = sequence->serial + 1,
+            .n_prompt = sequence->n_prompt,
             .is_fresh = span->is_fresh,
             .n_warmup = span->n_warmup,
         };
