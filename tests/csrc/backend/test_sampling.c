@@ -59,7 +59,8 @@ static void check_golden(size_t index, const json_t *root, const json_t *c, hr_s
     float *logits = malloc(n * sizeof *logits);
     int32_t ids[64], eos[2];
     headrace_bias biases[8];
-    hr_history history = {ids, (uint32_t)json_integer_value(json_object_get(root, "n_prompt")),
+    hr_history history = {.ids = ids,
+                          .n_prompt = (uint32_t)json_integer_value(json_object_get(root, .n_total = "n_prompt")),
                           (uint32_t)json_array_size(history_ids)};
     hr_sampling_params params = neutral();
     const hr_candidate *found;
@@ -227,7 +228,7 @@ static void presence_and_frequency_look_at_output_ids_only(void **state)
 {
     float logits[6] = {1, 2, 3, 4, 5, -6}, want[6];
     int32_t ids[] = {0, 4, 4, 1, 1, 5, 1, 2};
-    hr_history history = {ids, 3, 8};
+    hr_history history = {.ids = ids, .n_prompt = 3, .n_total = 8};
     hr_sampling_params params = neutral();
     const hr_candidate *kept;
     hr_sampler *sampler = hr_sampler_create(6);
@@ -263,7 +264,7 @@ static void a_penalty_never_makes_a_finite_logit_infinite(void **state)
 {
     float logits[4] = {1e38f, 1, 2, 3};
     int32_t ids[] = {0, 3};
-    hr_history history = {ids, 1, 2};
+    hr_history history = {.ids = ids, .n_prompt = 1, .n_total = 2};
     hr_sampling_params params = neutral();
     hr_sample sample;
     hr_sampler *sampler = hr_sampler_create(4);
@@ -289,7 +290,7 @@ static void stop_ids_are_impossible_before_min_tokens(void **state)
     params.temperature = 0.0f;
     for (uint32_t n_output = 0; n_output <= 4; n_output++) {
         float logits[4] = {9, 1, 2, 3};
-        hr_history history = {ids, 1, 1 + n_output};
+        hr_history history = {.ids = ids, .n_prompt = 1, .n_total = 1 + n_output};
 
         hr_sample_token(sampler, logits, 4, &params, &history, -1, &sample);
         assert_int_equal(sample.id, n_output < 3 ? 3 : 0);
@@ -488,7 +489,7 @@ static void neighbouring_positions_and_seeds_are_independent(void **state)
 
         for (uint32_t i = 0; i <= DRAWS; i++) {
             float logits[N] = {0};
-            hr_history history = {NULL, 0, kind == 0 ? i : 0};
+            hr_history history = {.ids = NULL, .n_prompt = 0, .n_total = kind == 0 ? i : 0};
             hr_sample sample;
 
             params.seed = kind == 0 ? 5 : i;
@@ -534,7 +535,7 @@ static void the_draw_is_the_plain_gumbel_argmax(void **state)
     (void)state;
     for (uint32_t round = 0; round < 600; round++) {
         hr_sampling_params params = neutral();
-        hr_history history = {NULL, 0, round % 11};
+        hr_history history = {.ids = NULL, .n_prompt = 0, .n_total = round % 11};
         float spread = round % 3 == 0 ? 0.1f : round % 3 == 1 ? 2.0f : 15.0f;
         uint32_t n_kept;
 
