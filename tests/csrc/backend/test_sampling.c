@@ -60,8 +60,8 @@ static void check_golden(size_t index, const json_t *root, const json_t *c, hr_s
     int32_t ids[64], eos[2];
     headrace_bias biases[8];
     hr_history history = {.ids = ids,
-                          .n_prompt = (uint32_t)json_integer_value(json_object_get(root, .n_total = "n_prompt")),
-                          (uint32_t)json_array_size(history_ids)};
+                          .n_prompt = (uint32_t)json_integer_value(json_object_get(root, "n_prompt")),
+                          .n_total = (uint32_t)json_array_size(history_ids)};
     hr_sampling_params params = neutral();
     const hr_candidate *found;
     hr_candidate *sorted;
