@@ -6,9 +6,13 @@
  * table, and one slot of convolution state. The backend decides what bytes a page or slot contains; the engine decides
  * who owns which.
  *
- * A step: the engine fills a batch, calls step_begin (which may only enqueue work), later step_wait. A backend may lend
- * two batch blocks and accept one step ahead (HR_TOKEN_FROM_SLOT lets the next step read a sampled id where it was
- * made); the CPU backend computes in step_begin and returns at once from step_wait.
+ * A step: the engine fills a batch, calls step_begin (which may only enqueue work), later step_wait. A backend with
+ * max_steps_in_flight 2 lends two batch blocks, used in turn, and accepts a step before the one before it was waited
+ * for (HR_TOKEN_FROM_SLOT lets it read a sampled id where it was made); the CPU backend computes in step_begin and
+ * returns at once from step_wait. Steps take effect in the order they were begun. What a batch points to (ids, sampling
+ * parameters) stays as it is until its step was waited for; pages and slots that a begun step names are given to nobody
+ * else before that. A row may turn out to be one too many (the sequence had ended with the step before); its sample is
+ * not looked at.
  *
  * One thread (the engine's) calls all functions of an instance.
  */
@@ -28,6 +32,7 @@ typedef struct hr_backend_options {
     uint32_t max_rows, max_spans, max_outputs; /* capacities of a batch */
     uint32_t max_page_refs;                    /* entries of the flat page table */
     uint32_t n_valid_ids;                      /* ids the tokenizer has; 0: the whole vocabulary */
+    uint32_t device_index;                     /* which of the machine's devices; not for the CPU */
     hr_kv_dtype kv_dtype;
     bool exact;    /* plain fp32 path */
     hr_tap_fn tap; /* NULL: none */
@@ -74,22 +79,34 @@ typedef struct hr_backend_sizes {
     size_t scratch_bytes; /* everything else the instance will hold, by these options */
 } hr_backend_sizes;
 
+/* Memory of a device, in bytes. */
+typedef struct hr_device_memory {
+    uint64_t free_bytes, total_bytes;
+} hr_device_memory;
+
 typedef struct hr_backend hr_backend;
 typedef struct hr_backend_ops {
     const char *name;
+    uint32_t max_steps_in_flight; /* steps begun and not waited for: 1 or 2 */
+    /* NULL: it computes in the host's memory. Else the memory of a device, of which scratch_bytes (weights included),
+     * pages and slots are taken. E_UNSUPPORTED: there is no such device, or it cannot be used, and why. */
+    headrace_status (*device_memory)(uint32_t device_index, hr_device_memory *out, headrace_error *err);
     /* What an instance would need; allocates nothing. */
     headrace_status (*sizes)(const hr_model *model, const hr_backend_options *options, hr_backend_sizes *out,
                              headrace_error *err);
     /* Makes an instance with pages and slots 0 .. n-1. The model must outlive it. */
     headrace_status (*open)(const hr_model *model, const hr_backend_options *options, uint32_t n_pages,
                             uint32_t n_slots, hr_backend **out, headrace_error *err);
-    void (*close)(hr_backend *backend);
-    /* A batch block with room for the options' capacities; i is 0 or 1. Lent until close. */
+    void (*close)(hr_backend *backend); /* steps in flight are abandoned */
+    /* A batch block with room for the options' capacities; i < max_steps_in_flight. Lent until close. */
     hr_batch *(*batch)(hr_backend *backend, uint32_t i);
     /* Runs the batch. E_ENGINE: the instance is unusable from now on. No allocation. */
     headrace_status (*step_begin)(hr_backend *backend, hr_batch *batch, headrace_error *err);
-    /* Waits for the oldest step begun; its batch's samples are valid after it. */
+    /* Waits for the oldest step begun; its batch's samples are valid after it. E_ENGINE as above; steps still in flight
+     * are then not waited for. */
     headrace_status (*step_wait)(hr_backend *backend, headrace_error *err);
+    /* NULL, or the microseconds that the step last waited for took on the device, by its own clock. */
+    uint64_t (*step_time_us)(const hr_backend *backend);
     /* Copies slot and page contents (forks). */
     void (*copy_slot)(hr_backend *backend, uint32_t from, uint32_t to);
     void (*copy_page)(hr_backend *backend, uint32_t from, uint32_t to);

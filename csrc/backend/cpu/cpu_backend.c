@@ -392,6 +392,7 @@ static void read_kv(const hr_backend *backend, uint32_t attention_layer, uint32_
 
 const hr_backend_ops hr_backend_cpu = {
     .name = "cpu",
+    .max_steps_in_flight = 1,
     .sizes = sizes,
     .open = open_instance,
     .close = close_instance,

@@ -297,6 +297,7 @@ static uint32_t n_threads(const hr_backend *base)
 
 const hr_backend_ops hr_backend_fake = {
     .name = "fake",
+    .max_steps_in_flight = 1,
     .sizes = sizes,
     .open = open_backend,
     .close = close_backend,
