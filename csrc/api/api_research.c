@@ -44,7 +44,12 @@ static void fill_batch(hr_batch *batch, const int32_t *ids, uint32_t first, uint
     batch->n_spans = 1;
     batch->n_page_refs = n_pages;
     memcpy(batch->token_ids, ids + first, n * sizeof *ids);
-    batch->spans[0] = (hr_span){.n_rows = n, .start_position = first, .n_pages = n_pages, .is_fresh = first == 0};
+    batch->spans[0] = (hr_span){.n_rows = n,
+                                .start_position = first,
+                                .n_pages = n_pages,
+                                .sequence = 1,
+                                .n_prompt = first + n, /* all rows are of the prompt */
+                                .is_fresh = first == 0};
     for (uint32_t i = 0; i < n_pages; i++)
         batch->pages[i] = i;
     for (uint32_t i = 0; i < n; i++)

@@ -141,7 +141,12 @@ static void fill_batch(hr_batch *batch, const int32_t *ids, uint32_t first, uint
         batch->pages[i] = i;
     for (uint32_t i = 0; i < n; i++)
         batch->outputs[i] = (hr_output){.row = i, .n_logprobs = -1, .score_id = -1};
-    batch->spans[0] = (hr_span){.n_rows = n, .start_position = first, .n_pages = n_pages, .is_fresh = first == 0};
+    batch->spans[0] = (hr_span){.n_rows = n,
+                                .start_position = first,
+                                .n_pages = n_pages,
+                                .sequence = 1,
+                                .n_prompt = first + n, /* all rows are of the prompt */
+                                .is_fresh = first == 0};
 }
 
 static headrace_status run_side(comparison *c, const hr_backend_options *given, const int32_t *ids, side *s,

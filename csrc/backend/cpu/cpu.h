@@ -113,9 +113,6 @@ static inline uint32_t hr_cpu_row_grain(uint32_t n)
     return n >= 8192 ? 1 : 8192 / (n > 0 ? n : 1);
 }
 
-/* cpu_check.c: E_ENGINE when the batch is outside what the instance was opened for; fills row_span. */
-headrace_status hr_cpu_check_batch(hr_cpu *cpu, const hr_batch *batch, headrace_error *err);
-
 /* cpu_linear.c: one stage that does n products side by side (they share no outputs). */
 void hr_cpu_multiply(hr_cpu *cpu, hr_cpu_product *products, uint32_t n);
 /* Equation 2 for every row of x into norm, and prepared for a product. */

@@ -1,4 +1,5 @@
 /* One step: the walk over the layer table (docs/lfm2.md, equations 1 to 3 and 20). */
+#include "backend/check.h"
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -61,7 +62,14 @@ static void run_layer(hr_cpu *cpu, uint32_t index)
 
 headrace_status hr_cpu_step(hr_cpu *cpu, hr_batch *batch, headrace_error *err)
 {
-    HR_PASS(hr_cpu_check_batch(cpu, batch, err));
+    const hr_batch_limits limits = {.options = &cpu->options,
+                                    .n_pages = cpu->n_pages,
+                                    .n_slots = cpu->n_slots,
+                                    .max_context = cpu->max_context,
+                                    .vocab_size = cpu->arch->vocab_size,
+                                    .slot_token = cpu->slot_token};
+
+    HR_PASS(hr_batch_check(&limits, batch, cpu->row_span, err));
     cpu->batch = batch;
     cpu->n_rows = batch->n_rows;
     hr_cpu_pool_run(cpu->pool, cpu->n_rows, hr_cpu_row_grain(cpu->arch->hidden_size), embed_loop, cpu);

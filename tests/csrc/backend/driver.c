@@ -13,7 +13,7 @@ void driver_open(driver *d, const hr_model *model, const driver_options *o)
 {
     headrace_error err = {0};
     hr_backend_options options = {.n_threads = o->n_threads > 0 ? o->n_threads : 2,
-                                  .page_tokens = DRIVER_PAGE_TOKENS,
+                                  .page_tokens = o->page_tokens > 0 ? o->page_tokens : DRIVER_PAGE_TOKENS,
                                   .max_rows = DRIVER_ROWS,
                                   .max_spans = DRIVER_SLOTS,
                                   .max_outputs = DRIVER_ROWS,
@@ -23,22 +23,22 @@ void driver_open(driver *d, const hr_model *model, const driver_options *o)
                                   .tap = o->tap,
                                   .tap_user = o->tap_user};
 
-    *d = (driver){.model = model};
-    if (hr_backend_cpu.open(model, &options, DRIVER_PAGES, DRIVER_SLOTS, &d->backend, &err) != HEADRACE_OK)
+    *d = (driver){.model = model, .ops = o->ops ? o->ops : &hr_backend_cpu, .page_tokens = options.page_tokens};
+    if (d->ops->open(model, &options, DRIVER_PAGES, DRIVER_SLOTS, &d->backend, &err) != HEADRACE_OK)
         fail_msg("opening the backend: %s", err.message);
 }
 
 void driver_close(driver *d)
 {
-    hr_backend_cpu.close(d->backend);
+    d->ops->close(d->backend);
     d->backend = NULL;
 }
 
 driver_sequence driver_new_sequence(driver *d, const int32_t *ids, uint32_t n_tokens)
 {
-    driver_sequence s = {.ids = ids, .slot = d->n_slots_used++};
+    driver_sequence s = {.ids = ids, .number = ++d->n_sequences, .n_prompt = n_tokens, .slot = d->n_slots_used++};
 
-    s.n_pages = (n_tokens + DRIVER_PAGE_TOKENS - 1) / DRIVER_PAGE_TOKENS;
+    s.n_pages = (n_tokens + d->page_tokens - 1) / d->page_tokens;
     assert_true(s.n_pages <= DRIVER_PAGES_A_SEQUENCE && d->n_pages_used + s.n_pages <= DRIVER_PAGES);
     assert_true(s.slot < DRIVER_SLOTS);
     for (uint32_t i = 0; i < s.n_pages; i++) /* 37 is odd and the number of pages a power of two: a permutation */
@@ -60,14 +60,14 @@ static void add_outputs(hr_batch *batch, const driver_piece *piece, uint32_t fir
 
 void driver_step(driver *d, const driver_piece *pieces, uint32_t n_pieces)
 {
-    const hr_backend_ops *ops = d->backend->ops;
+    const hr_backend_ops *ops = d->ops;
     hr_batch *batch = ops->batch(d->backend, 0);
     headrace_error err = {0};
 
     batch->n_rows = batch->n_spans = batch->n_outputs = batch->n_page_refs = 0;
     for (uint32_t i = 0; i < n_pieces; i++) {
         const driver_piece *p = &pieces[i];
-        uint32_t n_pages = (p->start + p->n_rows + DRIVER_PAGE_TOKENS - 1) / DRIVER_PAGE_TOKENS;
+        uint32_t n_pages = (p->start + p->n_rows + d->page_tokens - 1) / d->page_tokens;
 
         assert_true(n_pages <= p->sequence->n_pages && batch->n_rows + p->n_rows <= DRIVER_ROWS);
         batch->spans[batch->n_spans++] = (hr_span){.first_row = batch->n_rows,
@@ -76,6 +76,8 @@ void driver_step(driver *d, const driver_piece *pieces, uint32_t n_pieces)
                                                    .page_first = batch->n_page_refs,
                                                    .n_pages = n_pages,
                                                    .state_slot = p->sequence->slot,
+                                                   .sequence = p->sequence->number,
+                                                   .n_prompt = p->sequence->n_prompt,
                                                    .is_fresh = p->is_fresh || p->start == 0,
                                                    .n_warmup = p->n_warmup};
         add_outputs(batch, p, batch->n_rows, d->model->arch.vocab_size);

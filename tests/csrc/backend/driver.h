@@ -8,12 +8,17 @@ enum { DRIVER_PAGE_TOKENS = 4, DRIVER_PAGES = 512, DRIVER_SLOTS = 16, DRIVER_PAG
 
 typedef struct driver {
     const hr_model *model;
+    const hr_backend_ops *ops;
     hr_backend *backend;
+    uint32_t page_tokens;
+    uint64_t n_sequences; /* made so far: the next one's number less one */
     uint32_t n_pages_used, n_slots_used;
 } driver;
 
 typedef struct driver_sequence {
     const int32_t *ids;
+    uint64_t number;   /* hr_span.sequence */
+    uint32_t n_prompt; /* set to the whole length when made; tests that generate change it */
     uint32_t slot, n_pages;
     uint32_t pages[DRIVER_PAGES_A_SEQUENCE]; /* scattered, never in order */
 } driver_sequence;
@@ -26,6 +31,8 @@ typedef struct driver_piece {
 } driver_piece;
 
 typedef struct driver_options {
+    const hr_backend_ops *ops; /* NULL: the CPU's */
+    uint32_t page_tokens;      /* 0: DRIVER_PAGE_TOKENS */
     bool exact;
     uint32_t n_threads; /* 0: 2 */
     hr_kv_dtype kv_dtype;
