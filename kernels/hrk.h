@@ -24,6 +24,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define HRK_BOTH __host__ __device__ /* for the host's and the device's code */
+#else
+#define HRK_BOTH
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -39,7 +45,7 @@ typedef struct hrk_launch {
     bool programmatic; /* may start before the kernel before it in the stream has ended (it waits inside) */
 } hrk_launch;
 
-static inline uint32_t hrk_ld(uint32_t n)
+static inline HRK_BOTH uint32_t hrk_ld(uint32_t n)
 {
     return (n + 63u) & ~63u;
 }
@@ -172,7 +178,8 @@ typedef struct hrk_matrix {
     hrk_layout layout;
 } hrk_matrix;
 /* bf16 values of one stack member. */
-static inline size_t hrk_matrix_values(uint32_t rows, uint32_t cols, uint32_t n_groups, hrk_layout layout)
+static inline HRK_BOTH size_t hrk_matrix_values(uint32_t rows, uint32_t cols, uint32_t n_groups,
+                                                hrk_layout layout)
 {
     size_t r = layout == HRK_TILED ? hrk_ld(rows) : rows;
 
