@@ -31,6 +31,7 @@
 //   memory order   atomic_add_acq_rel(p, v) -> old  ld_acquire(p)  st_release(p, v)
 //   loads          ld_stream16(p) -> uint4: 16 bytes of global memory read once, past the first-level cache
 //   warp           warp_sum(x)  warp_max(x): xor butterfly 16, 8, 4, 2, 1 over a full warp (one collective under emulation)
+//   arithmetic     ex2(x): 2^x within 2 ulp, denormal arguments and results as 0
 //   clock          global_timer() -> uint64_t, nanoseconds
 //   smem_addr(p)   32-bit shared address
 #pragma once

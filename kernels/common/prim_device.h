@@ -386,7 +386,7 @@ HRK_PRIM uint4 ld_stream16(const void *p)
     return v;
 }
 
-// ---------------------------------------------------------------- warp, clock
+// ---------------------------------------------------------------- warp, arithmetic, clock
 
 HRK_PRIM float warp_sum(float x)
 {
@@ -401,6 +401,13 @@ HRK_PRIM float warp_max(float x)
     for (int lanes = 16; lanes > 0; lanes /= 2)
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
     return x;
+}
+HRK_PRIM float ex2(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 HRK_PRIM uint64_t global_timer()
 {
