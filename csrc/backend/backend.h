@@ -34,9 +34,8 @@ typedef struct hr_backend_options {
     uint32_t n_valid_ids;                      /* ids the tokenizer has; 0: the whole vocabulary */
     uint32_t device_index;                     /* which of the machine's devices; not for the CPU */
     hr_kv_dtype kv_dtype;
-    bool exact;      /* plain fp32 path; on a GPU: the reference's rounding of the rotation */
-    uint32_t device; /* index of the GPU; the CPU backend does not look at it */
-    hr_tap_fn tap;   /* NULL: none */
+    bool exact;    /* plain fp32 path; on a GPU: the reference's rounding of the rotation */
+    hr_tap_fn tap; /* NULL: none */
     void *tap_user;
     /* Called while open copies weights, in bytes of the file's tensors; NULL: none. */
     void (*progress)(uint64_t done, uint64_t total, void *user);
@@ -81,11 +80,6 @@ typedef struct hr_backend_sizes {
     size_t page_bytes;    /* one page, all attention layers, keys and values */
     size_t slot_bytes;    /* one sequence's convolution state */
     size_t scratch_bytes; /* everything else the instance will hold, by these options */
-    size_t weight_bytes;  /* of scratch_bytes, copies of the weights; 0: they are used where the file is mapped */
-    /* What is left for pages and slots in a memory of the backend's own, scratch_bytes taken off; only if
-     * has_own_memory, else all of it comes from the host's. */
-    bool has_own_memory;
-    size_t available_bytes;
 } hr_backend_sizes;
 
 /* Memory of a device, in bytes. */
