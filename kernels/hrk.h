@@ -202,6 +202,17 @@ typedef struct hrk_pack_args {
 } hrk_pack_args;
 int hrk_pack(const hrk_pack_args *args, const hrk_launch *on);
 
+/* Random bf16 of mean 0 and standard deviation `deviation` (the sum of four uniforms), a pure function of seed and
+ * index in the matrix's memory: dummy weights. Padding columns and rows are written as zeros. */
+typedef struct hrk_random_args {
+    hrk_bf16 *to; /* of the matrix: n_stack members of hrk_matrix_values values */
+    uint32_t rows, cols, n_groups, n_stack;
+    hrk_layout layout;
+    uint64_t seed;
+    float deviation;
+} hrk_random_args;
+int hrk_random(const hrk_random_args *args, const hrk_launch *on);
+
 /* ---------------------------------------------------------------- step begin (io/) */
 
 /* Resolves tokens and positions, applies page, sampling and history updates, embeds every row (equation 1) into x and

@@ -5,7 +5,7 @@
 
 headrace_status hr_need_weights(const headrace_model *model, headrace_error *err)
 {
-    if (model->network->file)
+    if (model->network->file || model->network->is_dummy)
         return HEADRACE_OK;
     return hr_fail_param(err, HEADRACE_E_ARGUMENT, "model",
                          "model: '%s' was opened with skip_weights; open it again without", model->network->name);

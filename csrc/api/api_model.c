@@ -204,6 +204,8 @@ static void describe_dtypes(headrace_model *model)
     uint64_t bytes[HR_DTYPE_COUNT] = {0};
     size_t at = 0, size = sizeof model->weight_dtypes;
 
+    if (model->network->is_dummy)
+        (void)snprintf(model->weight_dtypes, size, "BF16 (dummy)");
     if (!file || file->weight_bytes == 0)
         return;
     for (uint32_t i = 0; i < file->n_tensors; i++)
@@ -244,8 +246,11 @@ headrace_status headrace_model_open(const headrace_model_options *options, headr
             return hr_fail(err, HEADRACE_E_IO,
                            "the embedded model was not found; set HEADRACE_TINY_MODEL to its folder");
     }
-    network_options =
-        (hr_model_open_options){own.skip_weights, own.ignore_generation_config, own.progress, own.progress_user};
+    network_options = (hr_model_open_options){.skip_weights = own.skip_weights,
+                                              .dummy_weights = own.dummy_weights,
+                                              .ignore_generation_config = own.ignore_generation_config,
+                                              .progress = own.progress,
+                                              .progress_user = own.progress_user};
     model = calloc(1, sizeof *model);
     if (!model)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a model");

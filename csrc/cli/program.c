@@ -158,6 +158,7 @@ int hr_open_model(const hr_options *options, const hr_model_choice *choice, head
     model_options.skip_weights = choice->skip_weights;
     model_options.chat_template = choice->chat_template;
     model_options.ignore_generation_config = choice->ignore_generation_config;
+    model_options.dummy_weights = strcmp(hr_option_text(options, "load-format"), "dummy") == 0;
     if (isatty(STDERR_FILENO) && hr_log_level(options) >= HEADRACE_LOG_INFO) {
         model_options.progress = show_progress;
         model_options.progress_user = &shown;

@@ -87,6 +87,8 @@ typedef struct headrace_model_options {
                                   path of a Jinja file */
     bool skip_weights;         /* open only configuration and tokenizer (tokenize, chat rendering) */
     bool ignore_generation_config; /* take sampling defaults from the model card table, not from the checkpoint */
+    bool
+        dummy_weights; /* random weights of the configured sizes, made on the device: for measuring speed (CUDA only) */
     /* Called while loading with bytes done and total; NULL for none. Called from the opening thread. */
     void (*progress)(uint64_t done, uint64_t total, void *user);
     void *progress_user;
@@ -270,7 +272,10 @@ typedef struct headrace_stats {
     uint64_t rejected_queue_full, rejected_context, rejected_queue_timeout;
     uint64_t nan_logits;
     headrace_histogram ttft_s, itl_s, e2e_s, queue_s, prefill_s, decode_s, inference_s;
-    headrace_histogram prompt_len, generation_len, step_tokens, step_s;
+    headrace_histogram prompt_len, generation_len, step_tokens;
+    headrace_histogram step_decode_s, step_prefill_s; /* a step; prefill: it had prompt rows. By the device's clock if
+                                                         it has one */
+    headrace_histogram delivery_lag_s;                /* from a step's results to the last reader told */
 } headrace_stats;
 HEADRACE_API void headrace_engine_get_stats(const headrace_engine *engine, headrace_stats *out);
 

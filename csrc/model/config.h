@@ -51,4 +51,7 @@ hr_sampling_hint hr_no_sampling(void);
  * the tensors. */
 headrace_status hr_model_bind(hr_model *model, const hr_config *config, headrace_error *err);
 
+/* Instead of binding: layers and matrices as configured, without bytes; vectors with values (hr_model.is_dummy). */
+headrace_status hr_model_make_dummy(hr_model *model, const hr_config *config, headrace_error *err);
+
 #endif

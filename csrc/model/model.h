@@ -103,6 +103,7 @@ typedef struct hr_model {
     hr_matrix embedding; /* [V, H] */
     hr_matrix head;      /* [V, H]; the same bytes as embedding when tied */
     bool is_tied;
+    bool is_dummy;           /* matrices have no bytes (data is NULL): a backend makes random ones or refuses */
     const float *final_norm; /* [H] */
     uint64_t n_parameters, n_parameters_active;
     hr_model_format format;
@@ -116,7 +117,8 @@ typedef struct hr_model {
 } hr_model;
 
 typedef struct hr_model_open_options {
-    bool skip_weights; /* arch from the config only; layers and matrices stay empty */
+    bool skip_weights;  /* arch from the config only; layers and matrices stay empty */
+    bool dummy_weights; /* arch from the config, layers without bytes (dummy.c); weight files need not exist */
     bool ignore_generation_config;
     void (*progress)(uint64_t done, uint64_t total, void *user);
     void *progress_user;

@@ -84,7 +84,7 @@ static headrace_status open_folder(hr_model *model, const hr_model_open_options 
     HR_PASS(read_generation_config(model, config, options->ignore_generation_config, err));
     (void)snprintf(path, sizeof path, "%s/config.json", model->path);
     HR_PASS(hr_config_finish(config, path, err));
-    if (options->skip_weights)
+    if (options->skip_weights || options->dummy_weights)
         return HEADRACE_OK;
     model->file = &model->safetensors;
     return hr_safetensors_open_folder(model->path, &model->safetensors, err);
@@ -111,7 +111,7 @@ static headrace_status open_gguf(hr_model *model, const hr_model_open_options *o
         if (name.len > 0 && name.len < HR_TENSOR_NAME_MAX)
             model->name = copy_text(model, name.at, (size_t)name.len, err);
     }
-    if (!options->skip_weights)
+    if (!options->skip_weights && !options->dummy_weights)
         model->file = &model->gguf.file;
     return HEADRACE_OK;
 }
@@ -169,6 +169,8 @@ static headrace_status open_model(hr_model *model, const char *path, const hr_mo
         model->sampling = hr_card_sampling(&model->arch, real, model->name);
     if (model->file)
         HR_PASS(hr_model_bind(model, &config, err));
+    else if (options->dummy_weights)
+        HR_PASS(hr_model_make_dummy(model, &config, err));
     hr_arch_count_parameters(&model->arch, model->is_tied, config.conv_bias, &model->n_parameters,
                              &model->n_parameters_active);
     if (model->file && options->progress)

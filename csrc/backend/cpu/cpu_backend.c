@@ -139,6 +139,9 @@ static size_t sampler_bytes(uint32_t vocab_size)
 
 static headrace_status check_options(const hr_model *model, const hr_backend_options *o, headrace_error *err)
 {
+    if (model->is_dummy)
+        return hr_fail(err, HEADRACE_E_UNSUPPORTED,
+                       "dummy weights are made on a CUDA device; the CPU needs a checkpoint with weights");
     if (model->layers == NULL || model->embedding.data == NULL)
         return hr_fail(err, HEADRACE_E_ARGUMENT, "the model was opened without weights");
     if (o->page_tokens == 0 || o->page_tokens > PAGE_TOKENS_MAX)
