@@ -25,7 +25,7 @@ const hr_option_def hr_option_table[] = {
      "use this chat template instead of the checkpoint's"},
     {"generation-config", NULL, 0, HR_OPTION_TEXT, "auto|none", "auto", HR_FOR_SERVE | HR_FOR_RUN,
      "sampling defaults; auto: of generation_config.json, none: of the model card"},
-    {"load-format", NULL, 0, HR_OPTION_TEXT, "auto|dummy", "auto", WITH_ENGINE,
+    {"load-format", NULL, 0, HR_OPTION_TEXT, "auto|dummy", "auto", WITH_MODEL,
      "dummy: random weights of the configured sizes, made on the CUDA device, to measure speed"},
     /* computing */
     {"device", NULL, 0, HR_OPTION_TEXT, "auto|cpu", "auto", WITH_COMPUTE, "where to compute"},
