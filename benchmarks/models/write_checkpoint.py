@@ -1,6 +1,7 @@
 """Writes random-weight checkpoints of the family's real shapes, for benchmarks (they answer nonsense at the right speed).
 
-    write_checkpoint.py SHAPE FORMAT FOLDER      SHAPE: 350m 700m 1.2b 2.6b 8b-a1b    FORMAT: bf16 (Hugging Face folder), gguf-f16, gguf-bf16
+    write_checkpoint.py SHAPE FORMAT FOLDER      SHAPE: 350m 700m 1.2b 2.6b 8b-a1b 24b-a2b
+    FORMAT: bf16 (Hugging Face folder), gguf-f16, gguf-bf16, config (config.json alone, for --load-format dummy)
 
 Weights are normal with standard deviation 1/sqrt(fan-in), norms 1, expert bias 0, so that activations stay near 1 through all
 layers and routing is near uniform: a naive dummy (all equal, or all small) sends every token to the same experts and
@@ -11,7 +12,10 @@ import pathlib
 import struct
 import sys
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:  # enough for FORMAT config
+    np = None
 
 # name: layers, attention layers, hidden, real dense width, heads, kv heads, experts, experts a token, expert width, dense layers
 SHAPES = {
@@ -20,6 +24,7 @@ SHAPES = {
     "1.2b": (16, [2, 5, 8, 10, 12, 14], 2048, 8192, 32, 8, 0, 0, 0, 0),
     "2.6b": (30, [2, 5, 9, 13, 17, 21, 24, 27], 2048, 10752, 32, 8, 0, 0, 0, 0),
     "8b-a1b": (24, [2, 6, 10, 14, 18, 21], 2048, 7168, 32, 8, 32, 4, 1792, 2),
+    "24b-a2b": (40, list(range(2, 40, 4)), 2048, 11776, 32, 8, 64, 4, 1536, 2),
 }
 VOCAB, HEAD_DIM, TAPS = 65536, 64, 3
 
@@ -88,7 +93,7 @@ def to_bf16(x):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_hf(shape, folder):
+def write_config(shape, folder):
     layers, attention, hidden, width, heads, kv_heads, experts, used, expert_width, dense = SHAPES[shape]
     config = {
         "architectures": ["Lfm2MoeForCausalLM" if experts else "Lfm2ForCausalLM"], "model_type": "lfm2_moe" if experts else "lfm2",
@@ -104,6 +109,10 @@ def write_hf(shape, folder):
         config |= {"block_auto_adjust_ff_dim": False, "block_ff_dim": width, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def write_hf(shape, folder):
+    write_config(shape, folder)
     weights, header, offset, plan = Weights(1), {}, 0, []
     for name, _, s, fan_in, is_vector in tensors(shape):
         is_f32 = name.endswith("expert_bias")
@@ -174,6 +183,9 @@ def write_gguf(shape, path, bf16):
 
 def ensure(shape, kind, cache):
     """The checkpoint's path, written first if it is not there."""
+    if kind == "config":
+        write_config(shape, cache / "models" / f"{shape}-config")
+        return cache / "models" / f"{shape}-config"
     path = cache / "models" / (f"{shape}-bf16" if kind == "bf16" else f"{shape}-{kind[5:]}.gguf")
     done = path / "model.safetensors" if kind == "bf16" else path
     if not done.exists():
@@ -186,6 +198,6 @@ def ensure(shape, kind, cache):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] not in SHAPES or sys.argv[2] not in ("bf16", "gguf-f16", "gguf-bf16"):
+    if len(sys.argv) != 4 or sys.argv[1] not in SHAPES or sys.argv[2] not in ("bf16", "gguf-f16", "gguf-bf16", "config"):
         sys.exit(__doc__)
     print(ensure(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])))
