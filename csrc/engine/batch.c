@@ -1,6 +1,9 @@
 /* Outputs of one span stand together, scores first, then the sampling row: the order in which hr_plan counted them, so
  * that whoever reads the samples needs only span.first_output. Everything a row points to (ids, sampling parameters) is
  * owned by the sequence and does not move while the step runs.
+ *
+ * A plan is turned into a batch before the results of the step before it are known. An id that is still being sampled
+ * is named by where it will be (HR_TOKEN_FROM_SLOT), and counted in the history (n_pending).
  */
 #include "engine/batch.h"
 
@@ -26,10 +29,23 @@ static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
         batch->outputs[at] = (hr_output){
             .row = span->first_row + span->n_rows - 1,
             .sampling = &sequence->sampling,
-            .history = {.ids = sequence->ids, .n_prompt = sequence->n_prompt, .n_total = sequence->n_total},
+            .history = {.ids = sequence->ids,
+                        .n_prompt = sequence->n_prompt,
+                        .n_total = span->start + span->n_rows,
+                        .n_pending = span->start + span->n_rows - sequence->n_total},
             .n_logprobs = sequence->n_logprobs,
             .score_id = -1,
         };
+}
+
+static void fill_ids(int32_t *to, const hr_planned_span *span)
+{
+    const hr_sequence *sequence = span->sequence;
+    uint32_t n_known = span->n_rows;
+
+    if (span->start + span->n_rows > sequence->n_total)
+        to[--n_known] = HR_TOKEN_FROM_SLOT;
+    memcpy(to, sequence->ids + span->start, n_known * sizeof *to);
 }
 
 void hr_batch_fill(hr_batch *batch, const hr_plan *plan)
@@ -52,7 +68,7 @@ void hr_batch_fill(hr_batch *batch, const hr_plan *plan)
             .is_fresh = span->is_fresh,
             .n_warmup = span->n_warmup,
         };
-        memcpy(batch->token_ids + span->first_row, sequence->ids + span->start, span->n_rows * sizeof(int32_t));
+        fill_ids(batch->token_ids + span->first_row, span);
         memcpy(batch->pages + n_pages, sequence->pages, sequence->n_pages * sizeof(uint32_t));
         n_pages += sequence->n_pages;
         fill_outputs(batch, span);

@@ -5,7 +5,8 @@
 #include "backend/backend.h"
 #include "engine/scheduler.h"
 
-/* Fills a block lent by the backend. The block must have the capacities of the scheduler's limits. */
+/* Fills a block lent by the backend, right after the plan was made. The block must have the capacities of the
+ * scheduler's limits. */
 void hr_batch_fill(hr_batch *batch, const hr_plan *plan);
 
 #endif

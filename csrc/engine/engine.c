@@ -120,6 +120,7 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
         .page_tokens = limits->page_tokens,
         .warmup_rows = hr_arch_warmup_rows(&config->model->arch),
         .prefix_caching = !config->disable_prefix_caching,
+        .max_steps_in_flight = engine->ops->max_steps_in_flight,
     };
     if (!hr_scheduler_init(&engine->scheduler, &scheduler_limits))
         return hr_fail(err, HEADRACE_E_MEMORY,
@@ -127,7 +128,8 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
                        limits->max_num_seqs);
     options = backend_options(config, limits);
     HR_PASS(engine->ops->open(config->model, &options, limits->n_pages, limits->max_num_seqs, &engine->backend, err));
-    engine->batch = engine->ops->batch(engine->backend, 0);
+    for (uint32_t i = 0; i < engine->ops->max_steps_in_flight; i++)
+        engine->flights[i].batch = engine->ops->batch(engine->backend, i);
     engine->inbox.limits.max_queued_reqs = limits->max_num_queued_reqs;
     engine->inbox.limits.max_queued_tokens = limits->max_num_queued_tokens;
     hr_metrics_init(&engine->metrics, limits->max_model_len);
@@ -148,6 +150,7 @@ headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, 
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for an engine");
     engine->model = config->model;
     engine->ops = config->backend_ops;
+    HR_ASSERT(engine->ops->max_steps_in_flight >= 1 && engine->ops->max_steps_in_flight <= HR_STEPS_IN_FLIGHT_MAX);
     engine->seed = config->seed;
     atomic_init(&engine->n_refs, 1);
     hr_inbox_init(&engine->inbox, &none);

@@ -26,6 +26,12 @@ typedef struct hr_flush {
     void *user;
 } hr_flush;
 
+/* A step that the backend has begun. */
+typedef struct hr_flight {
+    hr_batch *batch; /* lent by the backend; constant */
+    uint64_t begun_us;
+} hr_flight;
+
 struct hr_engine {
     /* Constant after open. */
     const hr_model *model;
@@ -46,11 +52,14 @@ struct hr_engine {
 
     /* The engine thread's. */
     hr_backend *backend;
-    hr_batch *batch;
     hr_scheduler scheduler;
+    hr_flight flights[HR_STEPS_IN_FLIGHT_MAX]; /* used in turn, as the scheduler's plans */
+    uint64_t n_begun, n_finished, finished_us; /* steps, and when results came last */
+    bool has_results;                          /* that nobody was told of */
     hr_request *live_first, *queued_first, *queued_last, *news_first, *news_last;
     hr_flush flushes[HR_FLUSHES_MAX];
     uint32_t n_flushes;
+    uint32_t n_gone; /* requests that ended and hold nothing, and were not counted as ended yet */
     hr_bad_logits bad_logits;
     bool is_dead;           /* the backend failed */
     headrace_error failure; /* why */

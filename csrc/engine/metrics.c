@@ -10,6 +10,7 @@ static const double itl_bounds[] = {.001, .0025, .005, .01, .025, .05, .075, .1,
                                     .4,   .5,    .75,  1,   2.5,  5,   7.5,  10, 20,  40, 80};
 static const double latency_bounds[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                         30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+static const double lag_bounds[] = {.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5};
 static const double step_token_bounds[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
 
 static void set_bounds(hr_histogram *histogram, const double *bounds, size_t n, double scale)
@@ -46,7 +47,9 @@ void hr_metrics_init(hr_metrics *metrics, uint32_t max_model_len)
     atomic_store_explicit(&metrics->is_healthy, true, memory_order_relaxed);
     SET_TIME(&metrics->ttft, ttft_bounds);
     SET_TIME(&metrics->itl, itl_bounds);
-    SET_TIME(&metrics->step, itl_bounds);
+    SET_TIME(&metrics->step_decode, itl_bounds);
+    SET_TIME(&metrics->step_prefill, itl_bounds);
+    SET_TIME(&metrics->delivery_lag, lag_bounds);
     SET_TIME(&metrics->e2e, latency_bounds);
     SET_TIME(&metrics->queue, latency_bounds);
     SET_TIME(&metrics->prefill, latency_bounds);
@@ -123,5 +126,7 @@ void hr_metrics_read(const hr_metrics *metrics, headrace_stats *out)
     read_histogram(&metrics->prompt_len, &out->prompt_len);
     read_histogram(&metrics->generation_len, &out->generation_len);
     read_histogram(&metrics->step_tokens, &out->step_tokens);
-    read_histogram(&metrics->step, &out->step_s);
+    read_histogram(&metrics->step_decode, &out->step_decode_s);
+    read_histogram(&metrics->step_prefill, &out->step_prefill_s);
+    read_histogram(&metrics->delivery_lag, &out->delivery_lag_s);
 }

@@ -24,7 +24,7 @@ typedef struct hr_metrics {
     _Atomic uint64_t rejected_queue_full, rejected_context, rejected_queue_timeout, nan_logits;
     hr_histogram ttft, itl, e2e, queue, prefill, decode, inference; /* time */
     hr_histogram prompt_len, generation_len, step_tokens;           /* tokens */
-    hr_histogram step;                                              /* time */
+    hr_histogram step_decode, step_prefill, delivery_lag;           /* time */
 } hr_metrics;
 
 /* Sets the bucket bounds and healthy. Token buckets reach the first bound >=

@@ -22,6 +22,7 @@ typedef struct hr_choice {
     int32_t stop_id;
     bool finish_has_token;  /* the end came with the last token, not after it */
     bool has_ended;         /* engine */
+    bool is_leaving;        /* engine; ended, but a step in flight still names its pages */
     uint64_t last_token_us; /* engine */
     uint32_t n_taken;       /* consumer */
     bool is_end_taken;      /* consumer */
@@ -63,8 +64,8 @@ struct hr_request {
     hr_request *live_prev, *live_next;     /* every request that has not ended */
     hr_request *queued_prev, *queued_next; /* those that have not started, by arrival */
     hr_request *news_next;
-    uint32_t n_live_choices;
-    bool has_news, is_queued;
+    uint32_t n_live_choices, n_leaving_choices;
+    bool has_news, is_queued, is_told; /* told: the end of the last choice was delivered */
 
     /* Consumer. */
     uint32_t cursor; /* the choice to look at first */

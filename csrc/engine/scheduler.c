@@ -12,6 +12,9 @@
  * finishes, and by induction everyone does: no sequence may need more than the whole pool (refused at submit). While
  * others run, admission leaves a small reserve of pages, so that a newcomer is not preempted in its first steps.
  *
+ * With a step in flight nobody is preempted: the victim's rows may be running. The plan is empty then, the engine waits
+ * for the step, and the next plan is free to choose. That costs a gap on the device only when memory has run out.
+ *
  * A sequence that resumes from cached pages starts warmup_rows before the end of the hit with a zero convolution state;
  * those rows write nothing (docs/design/prefix-cache.md). At least one token is left to run, since its logits are
  * needed.
@@ -22,13 +25,36 @@
 
 #include <string.h>
 
+/* A step fills at most so many pages: whole ones of its rows, and for each span the one it found begun. */
+static uint32_t late_pages_max(const hr_scheduler_limits *limits)
+{
+    return limits->max_rows / limits->page_tokens + limits->max_seqs;
+}
+
+static bool init_plans(hr_scheduler *scheduler)
+{
+    const hr_scheduler_limits *limits = &scheduler->limits;
+
+    for (uint32_t i = 0; i < limits->max_steps_in_flight; i++) {
+        hr_plan *plan = &scheduler->plans[i];
+
+        plan->spans = calloc(limits->max_seqs, sizeof *plan->spans);
+        plan->late_pages = calloc(late_pages_max(limits), sizeof *plan->late_pages);
+        if (!plan->spans || !plan->late_pages)
+            return false;
+    }
+    return true;
+}
+
 bool hr_scheduler_init(hr_scheduler *scheduler, const hr_scheduler_limits *limits)
 {
     HR_ASSERT(limits->max_seqs > 0 && limits->max_rows >= limits->max_seqs && limits->max_outputs >= limits->max_seqs);
+    HR_ASSERT(limits->max_steps_in_flight <= HR_STEPS_IN_FLIGHT_MAX);
     *scheduler = (hr_scheduler){.limits = *limits};
+    if (limits->max_steps_in_flight == 0)
+        scheduler->limits.max_steps_in_flight = 1;
     scheduler->running = calloc(limits->max_seqs, sizeof(hr_sequence *));
-    scheduler->plan.spans = calloc(limits->max_seqs, sizeof *scheduler->plan.spans);
-    if (scheduler->running && scheduler->plan.spans && hr_kv_pages_init(&scheduler->pages, limits->n_pages) &&
+    if (scheduler->running && init_plans(scheduler) && hr_kv_pages_init(&scheduler->pages, limits->n_pages) &&
         hr_state_slots_init(&scheduler->slots, limits->max_seqs) &&
         hr_prefix_cache_init(&scheduler->cache, &scheduler->pages, limits->page_tokens, limits->prefix_caching,
                              limits->hash))
@@ -39,11 +65,14 @@ bool hr_scheduler_init(hr_scheduler *scheduler, const hr_scheduler_limits *limit
 
 void hr_scheduler_deinit(hr_scheduler *scheduler)
 {
-    HR_ASSERT(hr_scheduler_n_sequences(scheduler) == 0);
+    HR_ASSERT(hr_scheduler_n_sequences(scheduler) == 0 && scheduler->n_in_flight == 0);
     hr_prefix_cache_deinit(&scheduler->cache);
     hr_state_slots_deinit(&scheduler->slots);
     hr_kv_pages_deinit(&scheduler->pages);
-    free(scheduler->plan.spans);
+    for (uint32_t i = 0; i < HR_STEPS_IN_FLIGHT_MAX; i++) {
+        free(scheduler->plans[i].spans);
+        free(scheduler->plans[i].late_pages);
+    }
     free(scheduler->running);
     *scheduler = (hr_scheduler){0};
 }
@@ -93,7 +122,39 @@ static void start_running(hr_scheduler *scheduler, hr_sequence *sequence)
     sequence->place = HR_PLACE_RUNNING;
 }
 
-/* Takes a sequence off the running list and gives its pages and slot back. */
+static void give_back(hr_scheduler *scheduler, hr_sequence *sequence)
+{
+    HR_ASSERT(sequence->n_in_flight == 0);
+    while (sequence->n_pages > 0)
+        hr_prefix_cache_drop(&scheduler->cache, sequence->pages[--sequence->n_pages]);
+    hr_state_slots_give_back(&scheduler->slots, sequence->state_slot);
+    sequence->state_slot = HR_NO_SLOT;
+    sequence->next_row = sequence->n_run = sequence->warmup_end = sequence->n_published = 0;
+    sequence->place = HR_PLACE_NOWHERE;
+}
+
+static void start_leaving(hr_scheduler *scheduler, hr_sequence *sequence)
+{
+    sequence->prev = NULL;
+    sequence->next = scheduler->leaving_first;
+    if (sequence->next)
+        sequence->next->prev = sequence;
+    scheduler->leaving_first = sequence;
+    scheduler->n_leaving++;
+    sequence->place = HR_PLACE_LEAVING;
+}
+
+static void leave(hr_scheduler *scheduler, hr_sequence *sequence)
+{
+    *(sequence->prev ? &sequence->prev->next : &scheduler->leaving_first) = sequence->next;
+    if (sequence->next)
+        sequence->next->prev = sequence->prev;
+    sequence->prev = sequence->next = NULL;
+    scheduler->n_leaving--;
+    give_back(scheduler, sequence);
+}
+
+/* Takes a sequence off the running list. Its pages and slot are given back, later if a step in flight names them. */
 static void stop_running(hr_scheduler *scheduler, hr_sequence *sequence)
 {
     uint32_t at = 0;
@@ -102,12 +163,10 @@ static void stop_running(hr_scheduler *scheduler, hr_sequence *sequence)
         at++;
     scheduler->n_running--;
     memmove(&scheduler->running[at], &scheduler->running[at + 1], (scheduler->n_running - at) * sizeof(hr_sequence *));
-    while (sequence->n_pages > 0)
-        hr_prefix_cache_drop(&scheduler->cache, sequence->pages[--sequence->n_pages]);
-    hr_state_slots_give_back(&scheduler->slots, sequence->state_slot);
-    sequence->state_slot = HR_NO_SLOT;
-    sequence->next_row = sequence->warmup_end = sequence->n_published = 0;
-    sequence->place = HR_PLACE_NOWHERE;
+    if (sequence->n_in_flight > 0)
+        start_leaving(scheduler, sequence);
+    else
+        give_back(scheduler, sequence);
 }
 
 /* The most pages a cached prefix may give: at least one token must still be run, and prompt positions whose logprobs
@@ -133,7 +192,7 @@ static bool is_worth_taking(const hr_scheduler *scheduler, uint32_t n_pages)
 /* Whether every prompt position that a sibling could take from the cache has been run. */
 static bool is_prompt_run(const hr_sequence *sequence)
 {
-    return sequence->next_row + 1 >= sequence->n_prompt;
+    return sequence->n_run + 1 >= sequence->n_prompt;
 }
 
 void hr_scheduler_add(hr_scheduler *scheduler, hr_sequence *sequence)
@@ -143,7 +202,7 @@ void hr_scheduler_add(hr_scheduler *scheduler, hr_sequence *sequence)
     HR_ASSERT(hr_pages_for(sequence->capacity, scheduler->limits.page_tokens) <= scheduler->limits.n_pages);
     HR_ASSERT(sequence->place == HR_PLACE_NOWHERE);
     /* Waiting for the leader pays only if its prompt pages will then be taken. */
-    if (!leader || leader->place == HR_PLACE_NOWHERE || is_prompt_run(leader) ||
+    if (!leader || leader->place == HR_PLACE_NOWHERE || leader->place == HR_PLACE_LEAVING || is_prompt_run(leader) ||
         !is_worth_taking(scheduler, max_hit_pages(scheduler, sequence))) {
         sequence->leader = NULL;
         enqueue(scheduler, sequence, true);
@@ -190,6 +249,7 @@ void hr_scheduler_remove(hr_scheduler *scheduler, hr_sequence *sequence)
 {
     switch (sequence->place) {
     case HR_PLACE_NOWHERE:
+    case HR_PLACE_LEAVING:
         break;
     case HR_PLACE_HELD:
         leave_leader(scheduler, sequence);
@@ -214,10 +274,18 @@ void hr_scheduler_remove_bad(hr_scheduler *scheduler, hr_sequence *sequence)
 
 /* ---------------------------------------------------------------- the plan */
 
-/* Adds a span of at most the rows and outputs left; false when there is not even one row for it. */
-static bool plan_span(hr_scheduler *scheduler, hr_sequence *sequence)
+/* Prompt logprobs that were delivered or will be by steps in flight: a row that was planned is scored, and what was
+ * scored before a preemption stays so. */
+static uint32_t n_scores_planned(const hr_sequence *sequence)
 {
-    hr_plan *plan = &scheduler->plan;
+    uint32_t n_planned = sequence->next_row < sequence->n_prompt - 1 ? sequence->next_row : sequence->n_prompt - 1;
+
+    return n_planned > sequence->n_scored ? n_planned : sequence->n_scored;
+}
+
+/* Adds a span of at most the rows and outputs left; false when there is not even one row for it. */
+static bool plan_span(hr_scheduler *scheduler, hr_plan *plan, hr_sequence *sequence)
+{
     uint32_t start = sequence->next_row, rows_left = scheduler->limits.max_rows - plan->n_rows;
     uint32_t outputs_left = scheduler->limits.max_outputs - plan->n_outputs, n_rows = hr_sequence_rows_left(sequence);
     uint32_t score_first = 0, n_scores = 0;
@@ -225,10 +293,10 @@ static bool plan_span(hr_scheduler *scheduler, hr_sequence *sequence)
 
     if (n_rows > rows_left)
         n_rows = rows_left;
-    if (sequence->n_prompt_logprobs >= 0 && sequence->n_scored < sequence->n_prompt - 1) {
+    if (sequence->n_prompt_logprobs >= 0 && n_scores_planned(sequence) < sequence->n_prompt - 1) {
         uint32_t score_end = start + n_rows < sequence->n_prompt - 1 ? start + n_rows : sequence->n_prompt - 1;
 
-        score_first = sequence->n_scored; /* >= start: the rows before were scored when they ran */
+        score_first = n_scores_planned(sequence); /* >= start */
         if (score_end > score_first)
             n_scores = score_end - score_first;
         if (n_scores > outputs_left) {
@@ -236,7 +304,7 @@ static bool plan_span(hr_scheduler *scheduler, hr_sequence *sequence)
             n_rows = score_first + n_scores - start;
         }
     }
-    samples = start + n_rows == sequence->n_total;
+    samples = start + n_rows == sequence->n_total + sequence->n_pending;
     if (samples && n_scores == outputs_left) {
         n_rows--; /* the sampling row has to wait for the next step */
         samples = false;
@@ -260,6 +328,11 @@ static bool plan_span(hr_scheduler *scheduler, hr_sequence *sequence)
     plan->n_rows += n_rows;
     plan->n_outputs += n_scores + samples;
     plan->n_page_refs += sequence->n_pages;
+    plan->has_prompt_rows |= start < sequence->n_prompt;
+    sequence->next_row += n_rows;
+    sequence->n_pending += samples;
+    sequence->n_in_flight++;
+    sequence->is_fresh = false;
     return true;
 }
 
@@ -272,20 +345,27 @@ static void preempt_last(hr_scheduler *scheduler)
     scheduler->n_preemptions++;
 }
 
-/* Makes sure that the position of the next row has a page, at the expense of those later in order. False: the sequence
- * was the last itself and is preempted. */
-static bool take_answer_page(hr_scheduler *scheduler, hr_sequence *sequence)
+/* Makes sure that every row that follows an answer has a page, at the expense of those later in order. False: memory
+ * has run out, and with steps in flight nobody can be made to give it up. Then nothing was planned; pages that were
+ * taken stay where they are needed. */
+static bool take_answer_pages(hr_scheduler *scheduler)
 {
-    while (hr_pages_for(sequence->n_total, scheduler->limits.page_tokens) > sequence->n_pages) {
-        uint32_t page = hr_prefix_cache_take(&scheduler->cache);
+    for (uint32_t i = 0; i < scheduler->n_running; i++) {
+        hr_sequence *sequence = scheduler->running[i];
 
-        if (page != HR_NO_PAGE) {
-            sequence->pages[sequence->n_pages++] = page;
+        if (hr_sequence_rows_left(sequence) != 1)
             continue;
+        while (sequence->place == HR_PLACE_RUNNING &&
+               hr_pages_for(sequence->next_row + 1, scheduler->limits.page_tokens) > sequence->n_pages) {
+            uint32_t page = hr_prefix_cache_take(&scheduler->cache);
+
+            if (page != HR_NO_PAGE)
+                sequence->pages[sequence->n_pages++] = page;
+            else if (scheduler->n_in_flight > 0)
+                return false;
+            else
+                preempt_last(scheduler);
         }
-        preempt_last(scheduler);
-        if (sequence->place != HR_PLACE_RUNNING)
-            return false;
     }
     return true;
 }
@@ -326,6 +406,7 @@ static bool admit(hr_scheduler *scheduler, hr_sequence *sequence)
     sequence->n_published = n_hit;
     sequence->warmup_end = n_hit * page_tokens;
     sequence->next_row = sequence->warmup_end > warmup ? sequence->warmup_end - warmup : 0;
+    sequence->n_run = sequence->next_row;
     sequence->is_fresh = true;
     sequence->state_slot = hr_state_slots_take(&scheduler->slots);
     if (!sequence->was_admitted) {
@@ -338,116 +419,93 @@ static bool admit(hr_scheduler *scheduler, hr_sequence *sequence)
     return true;
 }
 
-const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler)
+static void plan_spans(hr_scheduler *scheduler, hr_plan *plan)
 {
-    hr_plan *plan = &scheduler->plan;
-
-    plan->n_spans = plan->n_rows = plan->n_outputs = plan->n_page_refs = 0;
-    for (uint32_t i = 0; i < scheduler->n_running; i++) {
-        hr_sequence *sequence = scheduler->running[i];
-
-        if (hr_sequence_rows_left(sequence) != 1)
-            continue;
-        if (!take_answer_page(scheduler, sequence))
-            break;
-        HR_ASSERT(plan_span(scheduler, sequence));
-    }
+    for (uint32_t i = 0; i < scheduler->n_running; i++)
+        if (hr_sequence_rows_left(scheduler->running[i]) == 1)
+            HR_ASSERT(plan_span(scheduler, plan, scheduler->running[i]));
     for (uint32_t i = 0; i < scheduler->n_running && plan->n_rows < scheduler->limits.max_rows; i++)
         if (hr_sequence_rows_left(scheduler->running[i]) > 1)
-            (void)plan_span(scheduler, scheduler->running[i]);
+            (void)plan_span(scheduler, plan, scheduler->running[i]);
 
-    while (scheduler->waiting_first && scheduler->n_running < scheduler->limits.max_seqs &&
-           plan->n_rows < scheduler->limits.max_rows && plan->n_outputs < scheduler->limits.max_outputs) {
+    while (scheduler->waiting_first && scheduler->slots.n_free > 0 && plan->n_rows < scheduler->limits.max_rows &&
+           plan->n_outputs < scheduler->limits.max_outputs) {
         hr_sequence *sequence = scheduler->waiting_first;
 
         if (!admit(scheduler, sequence))
             break;
-        (void)plan_span(scheduler, sequence);
+        (void)plan_span(scheduler, plan, sequence);
     }
+}
+
+const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler)
+{
+    uint32_t n_max = scheduler->limits.max_steps_in_flight;
+    hr_plan *plan = &scheduler->plans[(scheduler->oldest_plan + scheduler->n_in_flight) % n_max];
+
+    HR_ASSERT(scheduler->n_in_flight < n_max);
+    plan->n_spans = plan->n_rows = plan->n_outputs = plan->n_page_refs = plan->n_late_pages = 0;
+    plan->has_prompt_rows = false;
+    if (take_answer_pages(scheduler))
+        plan_spans(scheduler, plan);
+    scheduler->n_in_flight += plan->n_rows > 0;
     return plan;
+}
+
+const hr_plan *hr_scheduler_finish(hr_scheduler *scheduler)
+{
+    hr_plan *plan = &scheduler->plans[scheduler->oldest_plan];
+
+    HR_ASSERT(scheduler->n_in_flight > 0);
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        hr_sequence *sequence = plan->spans[i].sequence;
+
+        sequence->n_in_flight--;
+        if (sequence->place == HR_PLACE_LEAVING && sequence->n_in_flight == 0)
+            leave(scheduler, sequence);
+    }
+    while (plan->n_late_pages > 0)
+        hr_prefix_cache_drop(&scheduler->cache, plan->late_pages[--plan->n_late_pages]);
+    scheduler->oldest_plan = (scheduler->oldest_plan + 1) % scheduler->limits.max_steps_in_flight;
+    scheduler->n_in_flight--;
+    return plan;
+}
+
+/* Offers a full page to the prefix cache. If an equal one is known, the sequence goes on with that; its own is dropped,
+ * but not while a step in flight reads it. */
+static void publish_page(hr_scheduler *scheduler, hr_sequence *sequence, uint32_t at)
+{
+    hr_prefix_cache *cache = &scheduler->cache;
+    uint32_t own = sequence->pages[at];
+    hr_plan *newest;
+
+    if (sequence->n_in_flight > 0)
+        hr_prefix_cache_hold(cache, own);
+    sequence->pages[at] =
+        hr_prefix_cache_publish(cache, sequence->cache_salt, at ? sequence->pages[at - 1] : HR_NO_PAGE,
+                                sequence->ids + (size_t)at * scheduler->limits.page_tokens, own);
+    if (sequence->n_in_flight == 0)
+        return;
+    if (sequence->pages[at] == own) {
+        hr_prefix_cache_drop(cache, own);
+        return;
+    }
+    newest =
+        &scheduler
+             ->plans[(scheduler->oldest_plan + scheduler->n_in_flight - 1) % scheduler->limits.max_steps_in_flight];
+    HR_ASSERT(newest->n_late_pages < late_pages_max(&scheduler->limits));
+    newest->late_pages[newest->n_late_pages++] = own;
 }
 
 void hr_scheduler_commit(hr_scheduler *scheduler, const hr_planned_span *span)
 {
-    const uint32_t page_tokens = scheduler->limits.page_tokens;
     hr_sequence *sequence = span->sequence;
 
-    HR_ASSERT(sequence->place == HR_PLACE_RUNNING && sequence->next_row == span->start);
-    sequence->next_row += span->n_rows;
+    HR_ASSERT(sequence->place == HR_PLACE_RUNNING && sequence->n_run == span->start);
+    sequence->n_run += span->n_rows;
     sequence->n_scored += span->n_scores;
-    sequence->is_fresh = false;
-    while ((uint64_t)(sequence->n_published + 1) * page_tokens <= sequence->next_row) {
-        uint32_t at = sequence->n_published++;
-
-        sequence->pages[at] =
-            hr_prefix_cache_publish(&scheduler->cache, sequence->cache_salt, at ? sequence->pages[at - 1] : HR_NO_PAGE,
-                                    sequence->ids + (size_t)at * page_tokens, sequence->pages[at]);
-    }
+    while ((uint64_t)(sequence->n_published + 1) * scheduler->limits.page_tokens <= sequence->n_run)
+        publish_page(scheduler, sequence, sequence->n_published++);
     if (is_prompt_run(sequence))
         release_siblings(scheduler, sequence);
-}
-
-/* ---------------------------------------------------------------- invariants */
-
-static const char *check_running(const hr_scheduler *scheduler, const hr_sequence *sequence)
-{
-    uint32_t page_tokens = scheduler->limits.page_tokens;
-
-    if (sequence->place != HR_PLACE_RUNNING)
-        return "a running sequence believes it is elsewhere";
-    if (sequence->state_slot >= scheduler->slots.n_slots || !scheduler->slots.is_taken[sequence->state_slot])
-        return "a running sequence has no slot";
-    if (sequence->n_pages > hr_pages_for(sequence->capacity, page_tokens))
-        return "a sequence has more pages than it can ever need";
-    if (sequence->next_row > sequence->n_total || sequence->n_pages < hr_pages_for(sequence->next_row, page_tokens))
-        return "a sequence has run rows without pages";
-    return NULL;
-}
-
-static const char *check_waiting(const hr_scheduler *scheduler)
-{
-    uint32_t n_waiting = 0, n_held = 0;
-
-    for (const hr_sequence *s = scheduler->waiting_first; s; s = s->next) {
-        if (++n_waiting > scheduler->n_waiting)
-            return "more sequences wait than were counted";
-        if (s->place != HR_PLACE_WAITING || s->n_pages || s->state_slot != HR_NO_SLOT)
-            return "a waiting sequence holds something";
-        if (s->next && (s->next->prev != s || hr_sequence_is_before(s->next, s)))
-            return "the waiting line is out of order";
-        for (const hr_sequence *h = s->held_first; h; h = h->next)
-            n_held++;
-    }
-    for (uint32_t i = 0; i < scheduler->n_running; i++)
-        for (const hr_sequence *h = scheduler->running[i]->held_first; h; h = h->next)
-            n_held += h->place == HR_PLACE_HELD && h->leader == scheduler->running[i];
-    if (n_waiting != scheduler->n_waiting || n_held != scheduler->n_held)
-        return "the counts of waiting or held sequences are wrong";
-    return NULL;
-}
-
-const char *hr_scheduler_check(const hr_scheduler *scheduler, uint32_t *scratch)
-{
-    const char *wrong = hr_kv_pages_check(&scheduler->pages, scheduler->cache.n_idle, scratch);
-
-    if (!wrong)
-        wrong = hr_state_slots_check(&scheduler->slots);
-    if (!wrong)
-        wrong = hr_prefix_cache_check(&scheduler->cache);
-    if (!wrong)
-        wrong = check_waiting(scheduler);
-    if (!wrong && scheduler->slots.n_free + scheduler->n_running != scheduler->slots.n_slots)
-        wrong = "slots and running sequences do not add up";
-    memset(scratch, 0, scheduler->pages.n_pages * sizeof *scratch);
-    for (uint32_t i = 0; i < scheduler->n_running && !wrong; i++) {
-        wrong = check_running(scheduler, scheduler->running[i]);
-        for (uint32_t k = 0; k < scheduler->running[i]->n_pages; k++)
-            scratch[scheduler->running[i]->pages[k]]++;
-        if (!wrong && i > 0 && hr_sequence_is_before(scheduler->running[i], scheduler->running[i - 1]))
-            wrong = "the running sequences are out of order";
-    }
-    for (uint32_t i = 0; i < scheduler->pages.n_pages && !wrong; i++)
-        if (scratch[i] != scheduler->pages.refs[i])
-            wrong = "a page's holders and its count differ";
-    return wrong;
 }

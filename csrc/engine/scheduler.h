@@ -3,8 +3,13 @@
  * Pure: no clock, no I/O, no allocation after init, no threads. The same calls in the same order give the same plans,
  * so that a seeded simulation can drive it for a million steps. Time enters only through hr_sequence.order_key.
  *
- * Use: add sequences; then step by step plan, run the plan, commit each of its spans, append the sampled ids
+ * Use: add sequences; then step by step plan, run the plan, finish it, commit each of its spans, append the sampled ids
  * (hr_sequence_accept), remove what ended.
+ *
+ * With max_steps_in_flight 2 a plan may be made before the one before it is finished. Lengths need no values: a
+ * sequence whose next id is still being sampled has its next row planned all the same, unless the count says that this
+ * id is its last. One that then ends otherwise (stop id, cancel, bad logits) has one surplus row in flight; what it
+ * holds is given back when that step is finished, so that no page or slot changes hands while a step names it.
  */
 #ifndef HR_ENGINE_SCHEDULER_H
 #define HR_ENGINE_SCHEDULER_H
@@ -21,7 +26,8 @@ typedef struct hr_scheduler_limits {
     uint32_t page_tokens; /* P */
     uint32_t warmup_rows; /* W, hr_arch_warmup_rows */
     bool prefix_caching;
-    hr_prefix_hash_fn hash; /* NULL: the built-in one */
+    uint32_t max_steps_in_flight; /* 1 or 2; 0 counts as 1 */
+    hr_prefix_hash_fn hash;       /* NULL: the built-in one */
 } hr_scheduler_limits;
 
 /* Consecutive rows of one sequence in the next batch. */
@@ -38,7 +44,12 @@ typedef struct hr_planned_span {
 typedef struct hr_plan {
     hr_planned_span *spans; /* [max_seqs]; decode rows first, then prefill chunks */
     uint32_t n_spans, n_rows, n_outputs, n_page_refs;
+    bool has_prompt_rows;
+    uint32_t *late_pages; /* pages that were exchanged for equal ones while the step was in flight: dropped after it */
+    uint32_t n_late_pages;
 } hr_plan;
+
+enum { HR_STEPS_IN_FLIGHT_MAX = 2 };
 
 /* Owned by the engine thread. */
 typedef struct hr_scheduler {
@@ -46,28 +57,38 @@ typedef struct hr_scheduler {
     hr_kv_pages pages;
     hr_prefix_cache cache;
     hr_state_slots slots;
-    hr_plan plan;
-    hr_sequence **running; /* [max_seqs], in order */
-    uint32_t n_running, n_waiting, n_held;
+    hr_plan plans[HR_STEPS_IN_FLIGHT_MAX]; /* used in turn */
+    uint32_t oldest_plan, n_in_flight;     /* those from oldest_plan on that are not finished */
+    hr_sequence **running;                 /* [max_seqs], in order */
+    uint32_t n_running, n_waiting, n_held, n_leaving;
     hr_sequence *waiting_first, *waiting_last;           /* in order */
+    hr_sequence *leaving_first;                          /* in no order */
     uint64_t n_preemptions, prefix_queries, prefix_hits; /* the latter two in tokens */
 } hr_scheduler;
 
 /* False: no memory. */
 bool hr_scheduler_init(hr_scheduler *scheduler, const hr_scheduler_limits *limits);
-void hr_scheduler_deinit(hr_scheduler *scheduler); /* accepts a zeroed one; all sequences must have been removed */
+/* Accepts a zeroed one; all sequences must have been removed and all plans finished. */
+void hr_scheduler_deinit(hr_scheduler *scheduler);
 
 /* Hands a started sequence in. It must fit the pool: ceil(capacity / P) <= n_pages. */
 void hr_scheduler_add(hr_scheduler *scheduler, hr_sequence *sequence);
-/* Takes a sequence out, wherever it is, and gives back what it holds. */
+/* Takes a sequence out, wherever it is, and gives back what it holds: at once (place NOWHERE), or if a plan in flight
+ * names it, when that is finished (place LEAVING; the sequence must stay where it is until then). */
 void hr_scheduler_remove(hr_scheduler *scheduler, hr_sequence *sequence);
 /* Removes a sequence whose numbers turned out bad: its pages are not left for others to find. */
 void hr_scheduler_remove_bad(hr_scheduler *scheduler, hr_sequence *sequence);
 
-/* The next batch. Never empty while there is a sequence. Valid until the next call. May preempt: the victim waits again
- * with its ids kept and its computation forgotten. */
+/* The next batch, in flight from now on unless it is empty; fewer than max_steps_in_flight may be. Valid until the
+ * first call after it was finished. With no plan in flight it is never empty while there is a
+ * sequence, and may preempt: the victim waits again with its ids kept and its computation forgotten. With one in flight
+ * it is empty when nothing but that plan's results can bring work, or when memory is needed that somebody has to give
+ * up: finish that one and plan again. */
 const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler);
-/* The span was run: advances its sequence and publishes full pages. */
+/* The oldest plan in flight is over, however it ended; its spans may now be committed. Sequences that were leaving
+ * with it are gone (place NOWHERE). */
+const hr_plan *hr_scheduler_finish(hr_scheduler *scheduler);
+/* The span was run and its sequence is still there: advances it and publishes full pages. */
 void hr_scheduler_commit(hr_scheduler *scheduler, const hr_planned_span *span);
 
 static inline uint32_t hr_scheduler_n_sequences(const hr_scheduler *scheduler)

@@ -15,6 +15,7 @@ typedef enum hr_place {
     HR_PLACE_HELD,    /* a sibling that waits until its leader's prompt is in the prefix cache */
     HR_PLACE_WAITING,
     HR_PLACE_RUNNING,
+    HR_PLACE_LEAVING, /* removed, but a step in flight names what it holds; NOWHERE when that step is over */
 } hr_place;
 
 typedef struct hr_sequence hr_sequence;
@@ -34,10 +35,13 @@ struct hr_sequence {
 
     /* The scheduler's, from here on. */
     hr_place place;
-    hr_sequence *prev, *next;            /* in the waiting list; next alone among held siblings */
+    hr_sequence *prev, *next;            /* in the waiting or leaving list; next alone among held siblings */
     hr_sequence *held_first, *held_last; /* siblings that wait for this leader */
     uint32_t n_total;                    /* ids known: prompt and output so far */
-    uint32_t next_row;                   /* position of the next row to run */
+    uint32_t n_pending;                  /* ids after those, which steps in flight are sampling */
+    uint32_t next_row;                   /* position of the next row to plan */
+    uint32_t n_run;                      /* rows below it were run; those up to next_row are in flight */
+    uint32_t n_in_flight;                /* steps in flight that have a span of it */
     uint32_t warmup_end;                 /* rows below it write no keys and values */
     bool is_fresh;                       /* the next row starts from a zero convolution state */
     uint32_t n_pages;                    /* page table entries in use */
@@ -58,10 +62,12 @@ static inline bool hr_sequence_is_before(const hr_sequence *a, const hr_sequence
 {
     return a->order_key != b->order_key ? a->order_key < b->order_key : a->serial < b->serial;
 }
-/* Rows still to run before the next token can be sampled. */
+/* Rows still to plan before the next token can be sampled. 0: the last token it may have is already being sampled. */
 static inline uint32_t hr_sequence_rows_left(const hr_sequence *sequence)
 {
-    return sequence->n_total - sequence->next_row;
+    uint32_t n = sequence->n_total + sequence->n_pending;
+
+    return n < sequence->capacity ? n - sequence->next_row : 0;
 }
 static inline uint32_t hr_sequence_n_output(const hr_sequence *sequence)
 {

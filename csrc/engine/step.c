@@ -1,4 +1,10 @@
-/* The engine thread. One turn: take the news, end what has to end, plan, run, hand out tokens, tell the readers.
+/* The engine thread. One turn: take the news, end what has to end, plan and begin steps, wait for the oldest, hand out
+ * its tokens, tell the readers.
+ *
+ * A backend that computes in step_begin has one step in flight, and a turn is a step. A device gets the next step
+ * before the one that runs is waited for: while it computes, this thread hands out the last results, tells the readers,
+ * takes news and plans. What ended in between has one row too many in the step in flight; its result is not looked at,
+ * and what it names is freed when that step is over (scheduler.h).
  *
  * Every request that was let in ends exactly once, on this thread, through end_choice: with its answer, or because it
  * was cancelled, waited too long, produced bad logits, the backend failed, or the engine closes. Readers are told after
@@ -111,6 +117,8 @@ static void end_choice(hr_engine *engine, hr_choice *choice, headrace_finish fin
     if (choice->has_ended)
         return;
     hr_scheduler_remove(&engine->scheduler, &choice->sequence);
+    choice->is_leaving = choice->sequence.place == HR_PLACE_LEAVING;
+    request->n_leaving_choices += choice->is_leaving;
     hr_count(finish == HEADRACE_FINISH_STOP     ? &metrics->finished_stop
              : finish == HEADRACE_FINISH_LENGTH ? &metrics->finished_length
              : finish == HEADRACE_FINISH_ABORT  ? &metrics->finished_cancelled
@@ -145,9 +153,44 @@ static void end_everything(hr_engine *engine, const headrace_error *error)
         end_with_error(engine, r, error, now);
 }
 
+/* Forgets a request of which nothing is left: told, and named by no step. */
+static void leave_if_gone(hr_engine *engine, hr_request *request)
+{
+    if (!request->is_told || request->n_leaving_choices > 0)
+        return;
+    leave_live(engine, request);
+    engine->n_gone++;
+    hr_request_unref(request);
+}
+
+/* A step in flight named this choice after its end. If it was the last one that did, pages and slot are free now. The
+ * request may be gone after this. */
+static void note_left(hr_engine *engine, hr_choice *choice)
+{
+    hr_request *request = choice->sequence.owner;
+
+    if (!choice->is_leaving || choice->sequence.place != HR_PLACE_NOWHERE)
+        return;
+    choice->is_leaving = false;
+    request->n_leaving_choices--;
+    leave_if_gone(engine, request);
+}
+
+/* The steps in flight will give no results any more. */
+static void abandon_steps(hr_engine *engine)
+{
+    while (engine->scheduler.n_in_flight > 0) {
+        const hr_plan *plan = hr_scheduler_finish(&engine->scheduler);
+
+        for (uint32_t i = 0; i < plan->n_spans; i++)
+            note_left(engine, choice_of(plan->spans[i].sequence));
+    }
+}
+
 static void fail_backend(hr_engine *engine, const headrace_error *cause)
 {
     engine->is_dead = true;
+    abandon_steps(engine);
     (void)hr_fail(&engine->failure, HEADRACE_E_ENGINE, "the %s backend failed: %.800s", engine->ops->name,
                   cause->message);
     atomic_store(&engine->metrics.is_healthy, false);
@@ -194,7 +237,8 @@ static void handle_control(hr_engine *engine, hr_request *request, bool is_cance
 /* Returns false when the engine should end. */
 static bool take_news(hr_engine *engine)
 {
-    bool may_sleep = hr_scheduler_n_sequences(&engine->scheduler) == 0 && !engine->news_first;
+    bool may_sleep =
+        hr_scheduler_n_sequences(&engine->scheduler) == 0 && engine->scheduler.n_in_flight == 0 && !engine->news_first;
 
     for (;;) {
         hr_inbox_news news = hr_inbox_take(&engine->inbox, may_sleep);
@@ -297,14 +341,16 @@ static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *s
     add_news(engine, request);
 }
 
-static void apply_span(hr_engine *engine, const hr_planned_span *span, uint64_t now)
+/* samples: of the span. */
+static void apply_span(hr_engine *engine, const hr_planned_span *span, const hr_sample *samples, uint64_t now)
 {
     hr_choice *choice = choice_of(span->sequence);
     hr_request *request = span->sequence->owner;
-    const hr_sample *samples = engine->batch->samples + span->first_output;
 
-    if (choice->has_ended) /* with a sibling of this step */
+    if (choice->has_ended) { /* with a sibling of this step, or while it ran */
+        note_left(engine, choice);
         return;
+    }
     for (uint32_t i = 0; i < span->n_scores + span->samples; i++)
         if (samples[i].is_bad) {
             end_bad(engine, request, now);
@@ -321,29 +367,74 @@ static void apply_span(hr_engine *engine, const hr_planned_span *span, uint64_t 
         apply_token(engine, choice, &samples[span->n_scores], now);
 }
 
-static void run_step(hr_engine *engine)
+/* False: there is nothing to begin before the step in flight is over, or the backend failed. */
+static bool begin_step(hr_engine *engine)
 {
-    uint64_t begin = hr_now_us(), end;
+    hr_flight *flight = &engine->flights[engine->n_begun % engine->ops->max_steps_in_flight];
+    uint64_t now = hr_now_us();
     const hr_plan *plan = hr_scheduler_plan(&engine->scheduler);
     headrace_error error = {0};
-    headrace_status status;
 
-    HR_ASSERT(plan->n_rows > 0);
-    note_starts(engine, plan, begin);
-    hr_batch_fill(engine->batch, plan);
-    status = engine->ops->step_begin(engine->backend, engine->batch, &error);
-    if (status == HEADRACE_OK)
-        status = engine->ops->step_wait(engine->backend, &error);
-    if (status != HEADRACE_OK) {
+    HR_ASSERT(plan->n_rows > 0 || engine->scheduler.n_in_flight > 0);
+    if (plan->n_rows == 0)
+        return false;
+    flight->begun_us = now;
+    engine->n_begun++;
+    note_starts(engine, plan, now);
+    hr_batch_fill(flight->batch, plan);
+    if (engine->ops->step_begin(engine->backend, flight->batch, &error) == HEADRACE_OK)
+        return true;
+    fail_backend(engine, &error);
+    return false;
+}
+
+/* By the device's clock if it has one. Else what this step added: not the time it stood behind the one before. */
+static uint64_t step_time(const hr_engine *engine, const hr_flight *flight, uint64_t now)
+{
+    uint64_t began = flight->begun_us > engine->finished_us ? flight->begun_us : engine->finished_us;
+
+    return engine->ops->step_time_us ? engine->ops->step_time_us(engine->backend) : since(began, now);
+}
+
+static void note_step(hr_engine *engine, const hr_plan *plan, uint64_t took_us)
+{
+    hr_metrics *metrics = &engine->metrics;
+
+    hr_count(&metrics->steps, 1);
+    hr_histogram_add(&metrics->step_tokens, plan->n_rows);
+    hr_histogram_add(plan->has_prompt_rows ? &metrics->step_prefill : &metrics->step_decode, took_us);
+}
+
+/* Waits for the oldest step and hands out what it gave. */
+static void finish_step(hr_engine *engine)
+{
+    const hr_flight *flight = &engine->flights[engine->n_finished % engine->ops->max_steps_in_flight];
+    headrace_error error = {0};
+    const hr_plan *plan;
+    uint64_t now;
+
+    if (engine->ops->step_wait(engine->backend, &error) != HEADRACE_OK) {
         fail_backend(engine, &error);
         return;
     }
-    end = hr_now_us();
+    now = hr_now_us();
+    plan = hr_scheduler_finish(&engine->scheduler);
+    engine->n_finished++;
+    note_step(engine, plan, step_time(engine, flight, now));
+    engine->finished_us = now;
+    engine->has_results = true;
     for (uint32_t i = 0; i < plan->n_spans; i++)
-        apply_span(engine, &plan->spans[i], end);
-    hr_count(&engine->metrics.steps, 1);
-    hr_histogram_add(&engine->metrics.step_tokens, plan->n_rows);
-    hr_histogram_add(&engine->metrics.step, since(begin, end));
+        apply_span(engine, &plan->spans[i], flight->batch->samples + plan->spans[i].first_output, now);
+}
+
+static void run_steps(hr_engine *engine)
+{
+    while (engine->scheduler.n_in_flight < engine->ops->max_steps_in_flight &&
+           hr_scheduler_n_sequences(&engine->scheduler) > 0)
+        if (!begin_step(engine))
+            break;
+    if (engine->scheduler.n_in_flight > 0)
+        finish_step(engine);
 }
 
 static void update_gauges(hr_engine *engine)
@@ -355,7 +446,7 @@ static void update_gauges(hr_engine *engine)
     atomic_store_explicit(&metrics->n_waiting, scheduler->n_waiting + scheduler->n_held, memory_order_relaxed);
     atomic_store_explicit(&metrics->n_pages_used, scheduler->pages.n_held, memory_order_relaxed);
     atomic_store_explicit(&metrics->n_pages_cached, scheduler->cache.n_idle, memory_order_relaxed);
-    atomic_store_explicit(&metrics->n_slots_used, scheduler->n_running, memory_order_relaxed);
+    atomic_store_explicit(&metrics->n_slots_used, scheduler->n_running + scheduler->n_leaving, memory_order_relaxed);
     atomic_store_explicit(&metrics->preemptions, scheduler->n_preemptions, memory_order_relaxed);
     atomic_store_explicit(&metrics->prefix_queries, scheduler->prefix_queries, memory_order_relaxed);
     atomic_store_explicit(&metrics->prefix_hits, scheduler->prefix_hits, memory_order_relaxed);
@@ -382,12 +473,8 @@ static void note_flush(hr_engine *engine, const hr_request *request)
     engine->flushes[engine->n_flushes++] = (hr_flush){request->flush, request->flush_user};
 }
 
-static void deliver(hr_engine *engine)
+static void tell_readers(hr_engine *engine)
 {
-    uint32_t n_ended = 0;
-
-    if (!engine->news_first)
-        return;
     (void)pthread_mutex_lock(&engine->delivery_lock);
     for (hr_request *r = engine->news_first; r; r = r->news_next) {
         hr_request_wake(r);
@@ -398,39 +485,54 @@ static void deliver(hr_engine *engine)
     }
     flush_all(engine);
     (void)pthread_mutex_unlock(&engine->delivery_lock);
+}
+
+static void deliver(hr_engine *engine)
+{
+    if (engine->news_first) {
+        tell_readers(engine);
+        if (engine->has_results)
+            hr_histogram_add(&engine->metrics.delivery_lag, since(engine->finished_us, hr_now_us()));
+    }
+    engine->has_results = false;
     while (engine->news_first) {
         hr_request *request = engine->news_first;
 
         engine->news_first = request->news_next;
         request->has_news = false;
-        if (request->n_live_choices == 0) {
-            leave_live(engine, request);
-            n_ended++;
-            hr_request_unref(request);
-        }
+        request->is_told = request->n_live_choices == 0;
+        leave_if_gone(engine, request);
     }
     engine->news_last = NULL;
-    if (n_ended > 0)
-        hr_inbox_ended(&engine->inbox, n_ended);
+    if (engine->n_gone > 0)
+        hr_inbox_ended(&engine->inbox, engine->n_gone);
+    engine->n_gone = 0;
 }
 
-void *hr_engine_main(void *argument)
+static void end_engine(hr_engine *engine)
 {
-    hr_engine *engine = argument;
     headrace_error closed = {0};
 
-    while (take_news(engine)) {
-        end_overdue(engine);
-        if (hr_scheduler_n_sequences(&engine->scheduler) > 0)
-            run_step(engine);
-        update_gauges(engine);
-        deliver(engine);
-    }
+    while (engine->scheduler.n_in_flight > 0)
+        finish_step(engine);
     (void)hr_fail(&closed, HEADRACE_E_CLOSED, "the engine was closed");
     end_everything(engine, &closed);
     hr_inbox_close(&engine->inbox);
     (void)take_news(engine); /* cancels that came in between: drops their references */
     update_gauges(engine);
     deliver(engine);
+}
+
+void *hr_engine_main(void *argument)
+{
+    hr_engine *engine = argument;
+
+    while (take_news(engine)) {
+        end_overdue(engine);
+        run_steps(engine);
+        update_gauges(engine);
+        deliver(engine);
+    }
+    end_engine(engine);
     return NULL;
 }

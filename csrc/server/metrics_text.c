@@ -59,24 +59,32 @@ static void counter(writer *w, const char *name, const char *help, uint64_t valu
     sample(w, name, "", (double)value);
 }
 
-static void histogram(writer *w, const char *name, const char *help, const headrace_histogram *values)
+/* One series of a histogram. labels: "", or what tells it from the others of its family. */
+static void histogram_series(writer *w, const char *name, const char *labels, const headrace_histogram *values)
 {
-    char bucket[128], label[64];
+    const char *comma = labels[0] ? "," : "";
+    char bucket[128], label[128];
 
-    family(w, name, "histogram", help);
     (void)snprintf(bucket, sizeof bucket, "%s_bucket", name);
     for (uint32_t i = 0; i < values->n_buckets; i++) {
         bool is_whole = values->bound[i] < 1e6 && values->bound[i] == (double)(uint64_t)values->bound[i];
 
-        (void)snprintf(label, sizeof label, w->is_openmetrics && is_whole ? "le=\"%g.0\"" : "le=\"%g\"",
-                       values->bound[i]);
+        (void)snprintf(label, sizeof label, w->is_openmetrics && is_whole ? "%s%sle=\"%g.0\"" : "%s%sle=\"%g\"", labels,
+                       comma, values->bound[i]);
         sample(w, bucket, label, (double)values->cumulative[i]);
     }
-    sample(w, bucket, "le=\"+Inf\"", (double)values->count);
+    (void)snprintf(label, sizeof label, "%s%sle=\"+Inf\"", labels, comma);
+    sample(w, bucket, label, (double)values->count);
     (void)snprintf(bucket, sizeof bucket, "%s_sum", name);
-    sample(w, bucket, "", values->sum);
+    sample(w, bucket, labels, values->sum);
     (void)snprintf(bucket, sizeof bucket, "%s_count", name);
-    sample(w, bucket, "", (double)values->count);
+    sample(w, bucket, labels, (double)values->count);
+}
+
+static void histogram(writer *w, const char *name, const char *help, const headrace_histogram *values)
+{
+    family(w, name, "histogram", help);
+    histogram_series(w, name, "", values);
 }
 
 static void count_histogram(writer *w, const char *name, const char *help, const hr_count_histogram *counts)
@@ -209,7 +217,10 @@ static void write_histograms(writer *w, const headrace_stats *stats)
     count_histogram(w, "request_params_max_tokens", "Longest answer asked for; 0: the rest of the context.",
                     &w->server->params_max_tokens);
     histogram(w, "iteration_tokens_total", "Rows of a step.", &stats->step_tokens);
-    histogram(w, "step_time_seconds", "Time of a step.", &stats->step_s);
+    family(w, "step_time_seconds", "histogram", "Time of a step; phase prefill: it had rows of prompts.");
+    histogram_series(w, "step_time_seconds", "phase=\"decode\"", &stats->step_decode_s);
+    histogram_series(w, "step_time_seconds", "phase=\"prefill\"", &stats->step_prefill_s);
+    histogram(w, "delivery_lag_seconds", "From the results of a step to the last reader told.", &stats->delivery_lag_s);
 }
 
 static bool wants_openmetrics(const hr_http_conn *conn)

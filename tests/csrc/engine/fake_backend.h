@@ -4,6 +4,9 @@
  * convolutions can see). A row's number is a hash of its id, position and window; its output is a hash of all numbers
  * in its pages. So a wrong page, a stale slot, a row run twice or a missing warm-up row changes the sampled ids. The
  * truth to compare with (hr_fake_truth_*) is computed from the ids alone.
+ *
+ * hr_backend_fake_ahead is the same with two steps in flight, as a device would have them: a step is computed when it
+ * is begun or when it is waited for, at random, and a step that is begun must leave alone what the other one names.
  */
 #ifndef TESTS_CSRC_ENGINE_FAKE_BACKEND_H
 #define TESTS_CSRC_ENGINE_FAKE_BACKEND_H
@@ -22,13 +25,16 @@ enum {
 /* The "model": the arch, and the faults to inject. */
 typedef struct hr_fake {
     hr_model model;               /* first: the engine sees only this */
-    _Atomic int64_t fail_at_step; /* the step with this number fails; < 0: none */
+    _Atomic int64_t fail_at_step; /* the step with this number fails when it is begun; < 0: none */
+    _Atomic int64_t fail_at_wait; /* or when it is waited for */
     _Atomic uint64_t n_steps;
     _Atomic uint32_t step_sleep_us;
     uint64_t (*count_allocations)(void); /* NULL, or read at each step on the engine's thread */
     _Atomic uint64_t allocations_in_steps;
     _Atomic bool always_bad;
-    /* Gate: with is_gated, step k waits until hr_fake_allow let it pass. */
+    _Atomic uint64_t n_ahead; /* steps begun while another was in flight */
+    /* Gate: with is_gated, step k waits until hr_fake_allow let it pass: when it is begun, or with two steps in flight
+     * when it is waited for. */
     pthread_mutex_t gate_lock;
     pthread_cond_t gate_cond;
     bool is_gated;
@@ -43,7 +49,7 @@ void hr_fake_allow(hr_fake *fake, uint64_t n);
 /* Waits until a step stands at the gate. */
 void hr_fake_await_step(hr_fake *fake);
 
-extern const hr_backend_ops hr_backend_fake;
+extern const hr_backend_ops hr_backend_fake, hr_backend_fake_ahead;
 
 /* The truth, position after position, from the ids alone. */
 typedef struct hr_fake_truth {

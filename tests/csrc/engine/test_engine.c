@@ -21,6 +21,7 @@ static uint64_t count_allocations(void)
 
 enum { N_PROMPT = 30, MODEL_LEN = 200, PAGE_BYTES = 4 * 8 };
 
+static const hr_backend_ops *ops = &hr_backend_fake;
 static hr_fake fake;
 static hr_engine *engine;
 static uint32_t window;
@@ -30,7 +31,7 @@ static const int32_t eos_ids[] = {FAKE_EOS};
 static hr_engine_config usual_config(void)
 {
     return (hr_engine_config){.model = &fake.model,
-                              .backend_ops = &hr_backend_fake,
+                              .backend_ops = ops,
                               .max_model_len = MODEL_LEN,
                               .max_num_seqs = 4,
                               .max_num_batched_tokens = 16,
@@ -316,9 +317,9 @@ static void a_cancelled_request_ends_within_one_step_wherever_it_is(void **state
         hr_request_cancel(requests[i]);
         hr_request_cancel(requests[i]);
     }
-    hr_fake_allow(&fake, 1);
+    hr_fake_allow(&fake, ops->max_steps_in_flight); /* what is in flight is waited for, nothing new is begun */
     assert_int_equal(hr_engine_drain(engine, 60000000), HEADRACE_OK);
-    assert_int_equal(atomic_load(&fake.n_steps), 3);
+    assert_int_equal(atomic_load(&fake.n_steps), 2 + ops->max_steps_in_flight);
     for (uint32_t i = 0; i < 6; i++) {
         memset(&answer, 0, sizeof answer);
         client_collect(requests[i], &answer);
@@ -338,9 +339,9 @@ static void releasing_a_running_request_cancels_it(void **state)
     open_usual();
     hr_fake_gate(&fake);
     hr_request_release(submit(&what));
-    hr_fake_allow(&fake, 1);
+    hr_fake_allow(&fake, ops->max_steps_in_flight);
     assert_int_equal(hr_engine_drain(engine, 60000000), HEADRACE_OK);
-    assert_true(atomic_load(&fake.n_steps) <= 1);
+    assert_true(atomic_load(&fake.n_steps) <= ops->max_steps_in_flight);
     close_engine();
 }
 
@@ -630,6 +631,24 @@ static void a_backend_failure_ends_every_request_and_the_engine_refuses_more(voi
     close_engine();
 }
 
+static void a_failure_found_while_waiting_ends_everything_too(void **state)
+{
+    headrace_sampling sampling = client_greedy(50);
+    hr_submit what = ask(&sampling, 2);
+    client_answer answers[2];
+
+    (void)state;
+    open_usual();
+    sampling.ignore_eos = true;
+    atomic_store(&fake.fail_at_wait, 7);
+    assert_int_equal(client_ask(engine, &what, answers), HEADRACE_OK);
+    for (uint32_t k = 0; k < 2; k++)
+        assert_int_equal(answers[k].error, HEADRACE_E_ENGINE);
+    assert_false(stats().healthy);
+    assert_int_equal(stats().finished_error, 2);
+    close_engine();
+}
+
 static void bad_logits_end_their_request_alone_until_there_are_three(void **state)
 {
     headrace_sampling sampling = client_greedy(20);
@@ -795,6 +814,27 @@ static void readers_are_told_once_a_step_and_not_after_release(void **state)
     close_engine();
 }
 
+static void steps_are_timed_by_what_they_hold_and_readers_by_how_late_they_hear(void **state)
+{
+    headrace_sampling sampling = client_greedy(20);
+    hr_submit what = ask(&sampling, 1);
+    client_answer answer;
+    headrace_stats s;
+
+    (void)state;
+    open_usual();
+    sampling.ignore_eos = true;
+    assert_int_equal(client_ask(engine, &what, &answer), HEADRACE_OK);
+    assert_int_equal(hr_engine_drain(engine, 60000000), HEADRACE_OK);
+    s = stats();
+    assert_int_equal(s.step_prefill_s.count, 2); /* 30 rows, 16 a step */
+    assert_int_equal(s.step_decode_s.count, 19);
+    assert_int_equal(s.steps, 21); /* no row too many: its end was known by count */
+    assert_int_equal(s.delivery_lag_s.count, 20);
+    assert_int_equal(atomic_load(&fake.n_ahead) > 0, ops->max_steps_in_flight > 1);
+    close_engine();
+}
+
 static void waiting_without_news_times_out(void **state)
 {
     headrace_sampling sampling = client_greedy(2);
@@ -856,14 +896,19 @@ int main(void)
         cmocka_unit_test(the_queue_takes_as_many_requests_as_it_may),
         cmocka_unit_test(the_queue_takes_as_many_prompt_tokens_as_it_may),
         cmocka_unit_test(a_backend_failure_ends_every_request_and_the_engine_refuses_more),
+        cmocka_unit_test(a_failure_found_while_waiting_ends_everything_too),
         cmocka_unit_test(bad_logits_end_their_request_alone_until_there_are_three),
         cmocka_unit_test(a_failed_allocation_refuses_the_request_and_nothing_else),
         cmocka_unit_test(an_engine_without_memory_does_not_open),
         cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(readers_are_told_once_a_step_and_not_after_release),
+        cmocka_unit_test(steps_are_timed_by_what_they_hold_and_readers_by_how_late_they_hear),
         cmocka_unit_test(waiting_without_news_times_out),
         cmocka_unit_test(the_info_says_what_was_decided),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int n_failed = cmocka_run_group_tests_name("one step in flight", tests, NULL, NULL);
+
+    ops = &hr_backend_fake_ahead;
+    return n_failed + cmocka_run_group_tests_name("two steps in flight", tests, NULL, NULL);
 }

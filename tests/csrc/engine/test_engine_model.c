@@ -1,6 +1,8 @@
 /* The engine on the embedded model and the CPU backend: whatever shares the batch, however the pages run out, and
- * whether a prompt was found in the cache or run, every token and every logprob is that of the request alone.
+ * whether a prompt was found in the cache or run, every token and every logprob is that of the request alone. The same
+ * with two steps in flight, compared with solo runs that take one at a time.
  */
+#include "ahead_backend.h"
 #include "engine_client.h"
 
 #include "base/rng.h"
@@ -15,6 +17,7 @@
 
 enum { N_REQUESTS = 64, N_PROMPT_MAX = 96, N_CASES_MAX = 64, PAGE_TOKENS = 16 };
 
+static const hr_backend_ops *ops = &hr_backend_cpu;
 static hr_model *model;
 
 static int open_model(void **state)
@@ -48,9 +51,9 @@ static hr_engine *open_engine(uint32_t n_pages, bool disable_prefix_caching, uin
     headrace_error err = {0};
     hr_engine *engine = NULL;
 
-    assert_int_equal(hr_backend_cpu.sizes(model, &options, &sizes, &err), HEADRACE_OK);
+    assert_int_equal(ops->sizes(model, &options, &sizes, &err), HEADRACE_OK);
     if (hr_engine_open(&(hr_engine_config){.model = model,
-                                           .backend_ops = &hr_backend_cpu,
+                                           .backend_ops = ops,
                                            .n_threads = 2,
                                            .max_num_seqs = 64,
                                            .max_num_batched_tokens = max_num_batched_tokens,
@@ -352,5 +355,8 @@ int main(void)
         cmocka_unit_test(prompt_logprobs_do_not_depend_on_the_cache),
     };
 
-    return cmocka_run_group_tests(tests, prepare_mixed, close_model);
+    int n_failed = cmocka_run_group_tests_name("one step in flight", tests, prepare_mixed, close_model);
+
+    ops = &hr_backend_ahead;
+    return n_failed + cmocka_run_group_tests_name("two steps in flight", tests, open_model, close_model);
 }

@@ -18,6 +18,8 @@ enum { N_CLIENTS = 4, MODEL_LEN = 120, PAGE_BYTES = 4 * 8 };
 #define HR_REQUESTS_A_CLIENT 300
 #endif
 
+static const hr_backend_ops *ops = &hr_backend_fake;
+
 typedef struct counters {
     _Atomic uint32_t n_complete, n_cancelled, n_stopped, n_failed, n_refused, n_wrong, n_notified, n_flushed;
 } counters;
@@ -136,7 +138,7 @@ static void *run_client(void *argument)
 static void run(hr_fake *fake, uint32_t n_pages, counters *counts, headrace_stats *stats)
 {
     hr_engine_config config = {.model = &fake->model,
-                               .backend_ops = &hr_backend_fake,
+                               .backend_ops = ops,
                                .max_model_len = MODEL_LEN,
                                .max_num_seqs = 6,
                                .max_num_batched_tokens = 24,
@@ -192,6 +194,11 @@ static void a_fault_in_the_middle_ends_everything_once(void **state)
     run(&fake, 60, &counts, &stats);
     assert_false(stats.healthy);
     assert_true(counts.n_failed > 0 && counts.n_refused > 0 && counts.n_complete > 0);
+    atomic_store(&fake.fail_at_step, -1);
+    atomic_store(&fake.fail_at_wait, 200);
+    run(&fake, 60, &counts, &stats);
+    assert_false(stats.healthy);
+    assert_true(counts.n_refused > 0 && counts.n_complete > 0); /* that step may have held only what was cancelled */
     hr_fake_deinit(&fake);
 }
 
@@ -202,5 +209,8 @@ int main(void)
         cmocka_unit_test(a_fault_in_the_middle_ends_everything_once),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int n_failed = cmocka_run_group_tests_name("one step in flight", tests, NULL, NULL);
+
+    ops = &hr_backend_fake_ahead;
+    return n_failed + cmocka_run_group_tests_name("two steps in flight", tests, NULL, NULL);
 }

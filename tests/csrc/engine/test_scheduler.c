@@ -71,6 +71,7 @@ static const hr_plan *run_step(void)
 {
     const hr_plan *plan = hr_scheduler_plan(&b.scheduler);
 
+    assert_ptr_equal(hr_scheduler_finish(&b.scheduler), plan);
     for (uint32_t i = 0; i < plan->n_spans; i++) {
         int32_t stop_id;
 
@@ -405,6 +406,173 @@ static void a_removed_bad_sequence_leaves_nothing_in_the_cache(void **state)
     close_bench();
 }
 
+/* ---------------------------------------------------------------- two steps in flight */
+
+static void open_ahead(uint32_t n_pages)
+{
+    hr_scheduler_limits ahead = usual;
+
+    ahead.max_steps_in_flight = 2;
+    ahead.n_pages = n_pages;
+    open_bench(&ahead);
+}
+
+static const hr_plan *plan_step(void)
+{
+    const hr_plan *plan = hr_scheduler_plan(&b.scheduler);
+
+    assert_null(hr_scheduler_check(&b.scheduler, b.scratch));
+    return plan;
+}
+
+/* Finishes the oldest step; sampling sequences that are still there say `id` and end with 9. */
+static void finish_step(int32_t id)
+{
+    const hr_plan *plan = hr_scheduler_finish(&b.scheduler);
+
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        hr_sequence *sequence = plan->spans[i].sequence;
+        int32_t stop_id;
+
+        if (sequence->place != HR_PLACE_RUNNING)
+            continue;
+        hr_scheduler_commit(&b.scheduler, &plan->spans[i]);
+        if (plan->spans[i].samples && (hr_sequence_accept(sequence, id, &stop_id) != HEADRACE_FINISH_NONE || id == 9))
+            hr_scheduler_remove(&b.scheduler, sequence);
+    }
+    assert_null(hr_scheduler_check(&b.scheduler, b.scratch));
+}
+
+static void a_row_is_planned_while_its_id_is_being_sampled(void **state)
+{
+    hr_sequence *one;
+    const hr_plan *plan;
+
+    (void)state;
+    open_ahead(100);
+    one = add(6, 10);
+    assert_int_equal(plan_step()->n_rows, 6);
+    plan = plan_step();
+    assert_int_equal(plan->n_rows, 1);
+    assert_int_equal(plan->spans[0].start, 6);
+    assert_true(plan->spans[0].samples);
+    assert_int_equal(one->n_total, 6);
+    assert_int_equal(one->n_pending, 2);
+    finish_step(5);
+    assert_int_equal(one->n_pending, 1);
+    finish_step(6);
+    assert_int_equal(one->n_pending, 0);
+    assert_int_equal(one->n_total, 8);
+    assert_int_equal(one->ids[7], 6);
+    close_bench();
+}
+
+static void nothing_is_planned_beyond_the_last_token_that_may_come(void **state)
+{
+    hr_sequence *one;
+
+    (void)state;
+    open_ahead(100);
+    one = add(6, 2);
+    (void)plan_step();
+    assert_int_equal(plan_step()->n_rows, 1);
+    finish_step(5);
+    assert_int_equal(plan_step()->n_rows, 0); /* only waiting for the result is left */
+    assert_int_equal(b.scheduler.n_in_flight, 1);
+    finish_step(5);
+    assert_int_equal(one->place, HR_PLACE_NOWHERE);
+    assert_int_equal(one->n_total, 8);
+    close_bench();
+}
+
+static void what_a_surplus_row_names_is_kept_until_its_step_is_over(void **state)
+{
+    hr_sequence *ends, *next;
+
+    (void)state;
+    open_ahead(5);
+    ends = add(13, 6); /* 4 pages, with its next row still 4 */
+    (void)plan_step();
+    (void)plan_step();
+    finish_step(9);
+    assert_int_equal(ends->place, HR_PLACE_LEAVING);
+    assert_int_equal(b.scheduler.pages.n_held, 4);
+    next = add(14, 4); /* 4 pages: there is 1, and nobody to preempt */
+    assert_int_equal(plan_step()->n_rows, 0);
+    assert_int_equal(next->place, HR_PLACE_WAITING);
+    finish_step(5);
+    assert_int_equal(ends->place, HR_PLACE_NOWHERE);
+    assert_int_equal(plan_step()->n_rows, 14);
+    finish_step(5);
+    close_bench();
+}
+
+static void memory_that_somebody_must_give_up_is_waited_for(void **state)
+{
+    hr_sequence *old, *young;
+
+    (void)state;
+    open_ahead(4);
+    old = add(7, 8);
+    young = add(6, 8);
+    (void)plan_step(); /* 2 pages each */
+    (void)plan_step(); /* rows 7 and 6: still in them */
+    finish_step(5);
+    assert_int_equal(plan_step()->n_rows, 0); /* row 8 needs a page: not taken from a sequence in flight */
+    assert_int_equal(b.scheduler.n_preemptions, 0);
+    finish_step(5);
+    assert_int_equal(plan_step()->n_rows, 1);
+    assert_int_equal(b.scheduler.n_preemptions, 1);
+    assert_int_equal(young->place, HR_PLACE_WAITING);
+    assert_int_equal(young->n_total, 8); /* with what both steps said */
+    assert_int_equal(old->n_pages, 3);
+    finish_step(5);
+    close_bench();
+}
+
+static void a_page_that_a_step_reads_is_not_dropped_for_an_equal_one(void **state)
+{
+    hr_sequence *first, *second;
+    uint32_t own;
+
+    (void)state;
+    open_ahead(100);
+    first = add_at(6, 10, 0, 0, NULL, -1);
+    second = add_at(6, 10, 0, 1, NULL, -1);
+    (void)plan_step();
+    (void)plan_step();
+    own = second->pages[0];
+    assert_int_not_equal(own, first->pages[0]);
+    finish_step(5); /* both published their first page: the second goes on with the first one's */
+    assert_int_equal(second->pages[0], first->pages[0]);
+    assert_int_equal(b.scheduler.pages.refs[own], 1);
+    finish_step(5);
+    assert_int_equal(b.scheduler.pages.refs[own], 0);
+    close_bench();
+}
+
+static void scores_of_a_prompt_go_on_while_its_first_chunk_runs(void **state)
+{
+    const hr_plan *plan;
+
+    (void)state;
+    open_ahead(100);
+    (void)add_at(40, 4, 0, 0, NULL, 2);
+    plan = plan_step();
+    assert_int_equal(plan->spans[0].n_scores, 16);
+    plan = plan_step();
+    assert_int_equal(plan->spans[0].start, 16);
+    assert_int_equal(plan->spans[0].score_first, 16);
+    finish_step(5);
+    plan = plan_step();
+    assert_int_equal(plan->spans[0].score_first, 32);
+    assert_int_equal(plan->spans[0].n_scores, 7);
+    assert_true(plan->spans[0].samples);
+    finish_step(5);
+    finish_step(5);
+    close_bench();
+}
+
 static void answers_end_at_stop_ids_but_not_before_min_tokens(void **state)
 {
     static int32_t ids[8];
@@ -446,6 +614,12 @@ int main(void)
         cmocka_unit_test(siblings_wait_for_the_leaders_prompt_and_then_share_its_pages),
         cmocka_unit_test(siblings_go_on_without_a_leader_that_was_cancelled),
         cmocka_unit_test(a_removed_bad_sequence_leaves_nothing_in_the_cache),
+        cmocka_unit_test(a_row_is_planned_while_its_id_is_being_sampled),
+        cmocka_unit_test(nothing_is_planned_beyond_the_last_token_that_may_come),
+        cmocka_unit_test(what_a_surplus_row_names_is_kept_until_its_step_is_over),
+        cmocka_unit_test(memory_that_somebody_must_give_up_is_waited_for),
+        cmocka_unit_test(a_page_that_a_step_reads_is_not_dropped_for_an_equal_one),
+        cmocka_unit_test(scores_of_a_prompt_go_on_while_its_first_chunk_runs),
         cmocka_unit_test(answers_end_at_stop_ids_but_not_before_min_tokens),
     };
 

@@ -1,6 +1,7 @@
-/* The scheduler driven by a seeded simulation: random arrivals, lengths, priorities, choices, cancels and page pools
- * far too small, with a backend whose every output depends on all ids before it. After each step all accounts are
- * checked, and every sampled id is compared with what a run alone would give. A failure names the seed and the step.
+/* The scheduler driven by a seeded simulation: random arrivals, lengths, priorities, choices, endings, cancels and page
+ * pools far too small, with a backend whose every output depends on all ids before it. Every other seed has two steps
+ * in flight. After each step all accounts are checked, and every sampled id is compared with what a run alone would
+ * give. A failure names the seed and the step.
  */
 #include "engine/batch.h"
 #include "fake_backend.h"
@@ -17,13 +18,13 @@
 #define HR_SIMULATION_STEPS 1000000
 #endif
 
-enum { N_SIMS = 24, MAX_LEN = 64, MAX_PAGES = 64, STEPS_A_SEED = 10000, LONGEST_WAIT = 6000 };
+enum { N_SIMS = 24, MAX_LEN = 64, MAX_PAGES = 64, STEPS_A_SEED = 10000, LONGEST_WAIT = 6000, STOP_IDS_MAX = 60 };
 
 typedef struct sim_sequence {
     hr_sequence sequence;
     int32_t ids[MAX_LEN];
     uint32_t pages[MAX_LEN];
-    int32_t stop_ids[1];
+    int32_t stop_ids[STOP_IDS_MAX];
     hr_fake_truth truth;
     uint64_t hashes[MAX_LEN]; /* truth by position, below truth.n */
     bool is_live;
@@ -35,18 +36,19 @@ typedef struct simulation {
     hr_fake fake;
     hr_scheduler_limits limits;
     hr_scheduler scheduler;
+    const hr_backend_ops *ops;
     hr_backend *backend;
-    hr_batch *batch;
+    uint64_t n_begun, n_finished_steps;
     uint32_t max_len, window, arrival_percent, alphabet;
     sim_sequence sims[N_SIMS];
     uint32_t n_live;
     uint64_t serial;
     /* What happened, to know that the simulation reaches what it is for. */
-    uint64_t n_finished, n_cancelled, n_held_seen, n_mismatches, n_scores, longest;
+    uint64_t n_finished, n_cancelled, n_held_seen, n_mismatches, n_scores, n_surplus, n_bad, n_drains, longest;
 } simulation;
 
 typedef struct totals {
-    uint64_t steps, finished, preemptions, hits, held, scores, cancelled, longest;
+    uint64_t steps, finished, preemptions, hits, held, scores, cancelled, longest, surplus, bad, drains, ahead;
 } totals;
 
 static uint32_t draw(simulation *sim, uint32_t below)
@@ -74,6 +76,7 @@ static void open_simulation(simulation *sim, uint64_t seed, uint32_t missing_war
 
     memset(sim, 0, sizeof *sim);
     sim->seed = seed;
+    sim->ops = seed % 2 ? &hr_backend_fake_ahead : &hr_backend_fake;
     hr_fake_init(&sim->fake, draw(sim, 4), 2 + draw(sim, 2), 1000);
     sim->window = hr_arch_warmup_rows(&sim->fake.model.arch);
     sim->limits.max_seqs = 1 + draw(sim, 8);
@@ -83,6 +86,7 @@ static void open_simulation(simulation *sim, uint64_t seed, uint32_t missing_war
     sim->limits.n_pages = 4 + draw(sim, MAX_PAGES - 4);
     sim->limits.warmup_rows = sim->window > missing_warmup ? sim->window - missing_warmup : 0;
     sim->limits.prefix_caching = draw(sim, 8) > 0;
+    sim->limits.max_steps_in_flight = sim->ops->max_steps_in_flight;
     sim->limits.hash = draw(sim, 4) == 0 ? colliding_hash : NULL;
     sim->max_len = sim->limits.n_pages * sim->limits.page_tokens;
     if (sim->max_len > MAX_LEN)
@@ -95,16 +99,15 @@ static void open_simulation(simulation *sim, uint64_t seed, uint32_t missing_war
                                    .max_spans = sim->limits.max_seqs,
                                    .max_outputs = sim->limits.max_outputs,
                                    .max_page_refs = sim->limits.max_seqs * MAX_LEN};
-    assert_int_equal(hr_backend_fake.open(&sim->fake.model, &options, sim->limits.n_pages, sim->limits.max_seqs,
-                                          &sim->backend, NULL),
-                     HEADRACE_OK);
-    sim->batch = hr_backend_fake.batch(sim->backend, 0);
+    assert_int_equal(
+        sim->ops->open(&sim->fake.model, &options, sim->limits.n_pages, sim->limits.max_seqs, &sim->backend, NULL),
+        HEADRACE_OK);
 }
 
 static void close_simulation(simulation *sim)
 {
     hr_scheduler_deinit(&sim->scheduler);
-    hr_backend_fake.close(sim->backend);
+    sim->ops->close(sim->backend);
     hr_fake_deinit(&sim->fake);
 }
 
@@ -116,7 +119,8 @@ static void fill_sequence(simulation *sim, sim_sequence *s, const sim_sequence *
     memset(s, 0, sizeof *s);
     s->is_live = true;
     s->arrived_at = sim->step;
-    s->stop_ids[0] = FAKE_EOS;
+    for (uint32_t i = 0; i < STOP_IDS_MAX; i++)
+        s->stop_ids[i] = FAKE_EOS + (int32_t)i;
     s->sequence = (hr_sequence){
         .n_prompt = n_prompt,
         .capacity = n_prompt + max_tokens,
@@ -125,7 +129,7 @@ static void fill_sequence(simulation *sim, sim_sequence *s, const sim_sequence *
         .sampling = {.temperature = draw(sim, 2) ? 1.0f : 0.0f,
                      .seed = draw(sim, 5),
                      .min_tokens = draw(sim, 3),
-                     .n_stop_ids = draw(sim, 2),
+                     .n_stop_ids = draw(sim, 2) ? draw(sim, STOP_IDS_MAX) : 0,
                      .stop_ids = s->stop_ids},
         .n_logprobs = -1,
         .n_prompt_logprobs = is_leader && draw(sim, 6) == 0 ? 0 : -1,
@@ -156,7 +160,7 @@ static void arrive(simulation *sim)
     if (draw(sim, 2) && n_prompt > 8)
         n_prompt = 1 + draw(sim, 8);
     for (uint32_t i = 0; i < N_SIMS && n > 0; i++) {
-        if (sim->sims[i].is_live)
+        if (sim->sims[i].is_live || sim->sims[i].sequence.place == HR_PLACE_LEAVING)
             continue;
         fill_sequence(sim, &sim->sims[i], leader, n_prompt, max_tokens, variant, key);
         if (!leader)
@@ -169,7 +173,7 @@ static void retire(simulation *sim, sim_sequence *s)
 {
     uint64_t waited = sim->step - s->arrived_at;
 
-    hr_scheduler_remove(&sim->scheduler, &s->sequence);
+    hr_scheduler_remove(&sim->scheduler, &s->sequence); /* nothing if it was removed as a bad one */
     s->is_live = false;
     sim->n_live--;
     if (waited > sim->longest)
@@ -194,43 +198,92 @@ static uint64_t truth_at(simulation *sim, sim_sequence *s, uint32_t position)
     return s->hashes[position];
 }
 
-static void check_plan(simulation *sim, const hr_plan *plan)
+static void check_plan(simulation *sim, const hr_plan *plan, hr_sequence *const *ready, uint32_t n_ready)
 {
     const hr_scheduler *scheduler = &sim->scheduler;
 
     CHECK(sim, plan->n_rows > 0 && plan->n_rows <= sim->limits.max_rows);
     CHECK(sim, plan->n_outputs <= sim->limits.max_outputs && plan->n_spans <= sim->limits.max_seqs);
-    for (uint32_t i = 0; i < scheduler->n_running; i++) {
-        const hr_sequence *sequence = scheduler->running[i];
+    for (uint32_t i = 0; i < n_ready; i++) {
         bool is_planned = false;
 
-        if (hr_sequence_rows_left(sequence) != 1)
-            continue;
         for (uint32_t k = 0; k < plan->n_spans; k++)
-            is_planned |= plan->spans[k].sequence == sequence;
-        /* A sequence that waits only for its next token has its row in every step. */
-        CHECK(sim, is_planned || sequence->is_fresh);
+            is_planned |= plan->spans[k].sequence == ready[i];
+        /* A sequence that waits only for its next token has its row in every step, unless it was preempted. */
+        CHECK(sim, is_planned || ready[i]->place == HR_PLACE_WAITING || ready[i]->is_fresh);
     }
     for (uint32_t k = 0; k < plan->n_spans; k++)
         if (plan->spans[k].is_fresh && scheduler->waiting_first) /* nobody passes the first in line */
             CHECK(sim, hr_sequence_is_before(plan->spans[k].sequence, scheduler->waiting_first));
 }
 
-static void apply_span(simulation *sim, const hr_planned_span *span)
+static hr_batch *batch_of_step(const simulation *sim, uint64_t i)
+{
+    return sim->ops->batch(sim->backend, (uint32_t)(i % sim->ops->max_steps_in_flight));
+}
+
+/* False: the step in flight has to be finished first. */
+static bool begin_step(simulation *sim)
+{
+    hr_sequence *ready[N_SIMS];
+    uint32_t n_ready = 0;
+    const hr_plan *plan;
+
+    for (uint32_t i = 0; i < sim->scheduler.n_running; i++)
+        if (hr_sequence_rows_left(sim->scheduler.running[i]) == 1)
+            ready[n_ready++] = sim->scheduler.running[i];
+    plan = hr_scheduler_plan(&sim->scheduler);
+    if (plan->n_rows == 0) {
+        CHECK(sim, sim->scheduler.n_in_flight > 0);
+        sim->n_drains++;
+        return false;
+    }
+    check_plan(sim, plan, ready, n_ready);
+    hr_batch_fill(batch_of_step(sim, sim->n_begun), plan);
+    CHECK(sim, sim->ops->step_begin(sim->backend, batch_of_step(sim, sim->n_begun), NULL) == HEADRACE_OK);
+    sim->n_begun++;
+    return true;
+}
+
+static void end_by_token(simulation *sim, sim_sequence *s, headrace_finish finish, int32_t stop_id)
+{
+    const hr_sequence *sequence = &s->sequence;
+
+    if (finish == HEADRACE_FINISH_STOP) {
+        CHECK(sim, stop_id >= FAKE_EOS && stop_id < FAKE_EOS + (int32_t)sequence->sampling.n_stop_ids);
+        CHECK(sim, hr_sequence_n_output(sequence) > sequence->sampling.min_tokens);
+    } else { /* known by count: nothing is planned beyond it */
+        CHECK(sim, sequence->n_total == sequence->capacity && sequence->n_in_flight == 0);
+    }
+    CHECK(sim, sequence->next_row <= sequence->n_total); /* at most one row too many */
+    sim->n_finished++;
+    retire(sim, s);
+}
+
+static void apply_span(simulation *sim, const hr_planned_span *span, const hr_sample *samples)
 {
     hr_sequence *sequence = span->sequence;
     sim_sequence *s = sequence->owner;
-    const hr_sample *samples = sim->batch->samples + span->first_output;
     headrace_finish finish;
     uint32_t position = span->start + span->n_rows - 1;
     int32_t stop_id;
 
+    if (!s->is_live) {
+        sim->n_surplus++;
+        return;
+    }
     for (uint32_t i = 0; i < span->n_scores; i++) {
         uint64_t hash = truth_at(sim, s, span->score_first + i);
 
         CHECK(sim, span->score_first + i == sequence->n_scored + i);
         sim->n_mismatches += samples[i].logprob != hr_fake_score(hash, s->ids[span->score_first + i + 1]);
         sim->n_scores++;
+    }
+    if (draw(sim, 1000) == 0) { /* as if its logits were bad */
+        hr_scheduler_remove_bad(&sim->scheduler, sequence);
+        sim->n_bad++;
+        retire(sim, s);
+        return;
     }
     hr_scheduler_commit(&sim->scheduler, span);
     if (!span->samples)
@@ -240,11 +293,19 @@ static void apply_span(simulation *sim, const hr_planned_span *span)
     sim->n_mismatches += samples[span->n_scores].id != hr_fake_sample(truth_at(sim, s, position), &sequence->sampling,
                                                                       hr_sequence_n_output(sequence));
     finish = hr_sequence_accept(sequence, samples[span->n_scores].id, &stop_id);
-    if (finish == HEADRACE_FINISH_NONE)
-        return;
-    CHECK(sim, finish == HEADRACE_FINISH_STOP ? stop_id == FAKE_EOS : sequence->n_total == sequence->capacity);
-    sim->n_finished++;
-    retire(sim, s);
+    if (finish != HEADRACE_FINISH_NONE)
+        end_by_token(sim, s, finish, stop_id);
+}
+
+static void finish_step(simulation *sim)
+{
+    const hr_batch *batch = batch_of_step(sim, sim->n_finished_steps++);
+    const hr_plan *plan;
+
+    CHECK(sim, sim->ops->step_wait(sim->backend, NULL) == HEADRACE_OK);
+    plan = hr_scheduler_finish(&sim->scheduler);
+    for (uint32_t i = 0; i < plan->n_spans; i++)
+        apply_span(sim, &plan->spans[i], batch->samples + plan->spans[i].first_output);
 }
 
 static void check_accounts(simulation *sim)
@@ -259,21 +320,20 @@ static void check_accounts(simulation *sim)
 
 static void step(simulation *sim, bool may_arrive)
 {
-    const hr_plan *plan;
-
     if (may_arrive && draw(sim, 100) < sim->arrival_percent)
         arrive(sim);
     if (draw(sim, 100) < 2)
         cancel_one(sim);
     sim->step++;
-    if (sim->n_live == 0)
+    while (sim->n_live > 0 && sim->scheduler.n_in_flight < sim->ops->max_steps_in_flight && begin_step(sim))
+        check_accounts(sim);
+    if (draw(sim, 100) < 1) {
+        cancel_one(sim);
+        check_accounts(sim);
+    }
+    if (sim->scheduler.n_in_flight == 0)
         return;
-    plan = hr_scheduler_plan(&sim->scheduler);
-    check_plan(sim, plan);
-    hr_batch_fill(sim->batch, plan);
-    CHECK(sim, hr_backend_fake.step_begin(sim->backend, sim->batch, NULL) == HEADRACE_OK);
-    for (uint32_t i = 0; i < plan->n_spans; i++)
-        apply_span(sim, &plan->spans[i]);
+    finish_step(sim);
     check_accounts(sim);
 }
 
@@ -285,7 +345,7 @@ static uint64_t simulate(uint64_t seed, uint64_t n_steps, uint32_t missing_warmu
     open_simulation(&sim, seed, missing_warmup);
     while (sim.step < n_steps)
         step(&sim, true);
-    while (sim.n_live > 0) {
+    while (sim.n_live > 0 || sim.scheduler.n_in_flight > 0) {
         step(&sim, false);
         CHECK(&sim, sim.step < n_steps + 2 * LONGEST_WAIT);
     }
@@ -297,6 +357,10 @@ static uint64_t simulate(uint64_t seed, uint64_t n_steps, uint32_t missing_warmu
     sum->hits += sim.scheduler.prefix_hits;
     sum->held += sim.n_held_seen;
     sum->scores += sim.n_scores;
+    sum->surplus += sim.n_surplus;
+    sum->bad += sim.n_bad;
+    sum->drains += sim.n_drains;
+    sum->ahead += atomic_load(&sim.fake.n_ahead);
     if (sim.longest > sum->longest)
         sum->longest = sim.longest;
     close_simulation(&sim);
@@ -318,12 +382,14 @@ static void a_million_random_steps_leak_nothing_starve_nobody_and_equal_solo_run
     }
     print_message(
         "%llu steps: %llu finished, %llu cancelled, %llu preemptions, %llu tokens from the cache, %llu siblings held, "
-        "%llu scores, longest stay %llu steps\n",
+        "%llu scores, longest stay %llu steps; %llu begun ahead, %llu surplus spans, %llu drains, %llu bad\n",
         (unsigned long long)sum.steps, (unsigned long long)sum.finished, (unsigned long long)sum.cancelled,
         (unsigned long long)sum.preemptions, (unsigned long long)sum.hits, (unsigned long long)sum.held,
-        (unsigned long long)sum.scores, (unsigned long long)sum.longest);
+        (unsigned long long)sum.scores, (unsigned long long)sum.longest, (unsigned long long)sum.ahead,
+        (unsigned long long)sum.surplus, (unsigned long long)sum.drains, (unsigned long long)sum.bad);
     assert_true(sum.finished > sum.steps / 100 && sum.preemptions > sum.steps / 1000 && sum.hits > sum.steps / 100);
-    assert_true(sum.held > 0 && sum.scores > 0 && sum.cancelled > 0);
+    assert_true(sum.held > 0 && sum.scores > 0 && sum.cancelled > 0 && sum.bad > 0);
+    assert_true(sum.ahead > sum.steps / 10 && sum.surplus > sum.steps / 1000 && sum.drains > 0);
 }
 
 static void a_warm_up_that_is_one_row_short_is_noticed(void **state)
