@@ -354,9 +354,16 @@ int main(void)
         cmocka_unit_test(choices_share_their_prompt_and_equal_single_requests),
         cmocka_unit_test(prompt_logprobs_do_not_depend_on_the_cache),
     };
+    const struct CMUnitTest ahead_tests[] = {
+        cmocka_unit_test(the_stored_greedy_answers_are_met_exactly_in_one_batch),
+        cmocka_unit_test(prefix_reuse_changes_nothing),
+        cmocka_unit_test(preemption_changes_nothing),
+        cmocka_unit_test(choices_share_their_prompt_and_equal_single_requests),
+        cmocka_unit_test(prompt_logprobs_do_not_depend_on_the_cache),
+    };
 
     int n_failed = cmocka_run_group_tests_name("one step in flight", tests, prepare_mixed, close_model);
 
     ops = &hr_backend_ahead;
-    return n_failed + cmocka_run_group_tests_name("two steps in flight", tests, open_model, close_model);
+    return n_failed + cmocka_run_group_tests_name("two steps in flight", ahead_tests, open_model, close_model);
 }
