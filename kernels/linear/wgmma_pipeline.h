@@ -195,13 +195,14 @@ template <class S> __device__ __forceinline__ void write_schedule(const Block<S>
     }
 }
 
-// A thread's walk over the tiles of its block, ascending.
+// A thread's walk over the tiles of its block, ascending. It keeps next to nothing in registers: consumers are short of
+// them.
 template <class S> struct Walk {
-    const Entry *entries;
-    uint32_t n_entries, n_tiles, m_tiles, overlap, at = 0;
+    const Block<S> &b;
+    const Problem &p;
+    uint32_t at = 0;
 
-    __device__ __forceinline__ Walk(const Block<S> &b, const Problem &p)
-        : entries(b.entries), n_entries(b.counts[0]), n_tiles(b.counts[1]), m_tiles(p.m_tiles), overlap(p.overlap)
+    __device__ __forceinline__ Walk(const Block<S> &b_, const Problem &p_) : b(b_), p(p_)
     {
     }
     // Inside an expert: RASTER_ROWS rows' tiles at a time, over these the strips, and for a strip its token tiles.
@@ -209,18 +210,18 @@ template <class S> struct Walk {
     {
         constexpr uint32_t CHUNK = RASTER_ROWS / S::N;
 
-        if (index >= n_tiles)
+        if (index >= b.counts[1])
             return false;
-        while (at + 1 < n_entries && entries[at + 1].first_tile <= index)
+        while (at + 1 < b.counts[0] && b.entries[at + 1].first_tile <= index)
             at++;
-        const Entry e = entries[at];
-        const uint32_t width = token_tiles(e.n_rows, S::N, overlap), step = S::N - overlap;
+        const Entry e = b.entries[at];
+        const uint32_t width = token_tiles(e.n_rows, S::N, p.overlap), step = S::N - p.overlap;
         uint32_t rest = index - e.first_tile, column = 0;
 
         if (width > 1) {
-            uint32_t chunk = rest / (m_tiles * CHUNK);
+            uint32_t chunk = rest / (p.m_tiles * CHUNK);
 
-            rest -= chunk * m_tiles * CHUNK;
+            rest -= chunk * p.m_tiles * CHUNK;
             uint32_t wide = min(CHUNK, width - chunk * CHUNK);
 
             column = chunk * CHUNK + rest % wide;
@@ -371,12 +372,14 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
 {
     const uint64_t a0 = prim::desc_128b(b.ring + lane.consumer * (S::BY_GROUP ? S::GROUP_BYTES : S::STRIP_BYTES));
     const uint64_t b0 = prim::desc_128b(b.ring + S::WEIGHT_BYTES * S::K_BLOCKS);
-    float acc[S::ACCS][S::N / 2];
     Walk<S> walk(b, p);
     Position<S> at;
     Tile tile;
 
     for (uint32_t index = blockIdx.x; walk.find(index, tile); index += gridDim.x) {
+        // Zeroed, not left to wgmma's scale operand: the compiler would carry the sums of one tile to the next, right
+        // through the epilogue, which needs the registers.
+        float acc[S::ACCS][S::N / 2] = {};
         uint32_t before = S::STAGES;
 
         epilogue.begin(tile, lane);
@@ -392,9 +395,9 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
                 for (int q = 0; q < K_BLOCK / 16; q++) {
 #pragma unroll
                     for (int g = 0; g < S::ACCS; g++)
-                        prim::wgmma_bf16<S::N>(
-                            acc[g], a0 + from + (j * S::WEIGHT_BYTES + g * S::GROUP_BYTES) / 16 + 2 * q,
-                            b0 + from + j * S::TOKEN_BYTES / 16 + 2 * q, j + q > 0 ? 1 : (int)(k > 0));
+                        prim::wgmma_bf16<S::N>(acc[g],
+                                               a0 + from + (j * S::WEIGHT_BYTES + g * S::GROUP_BYTES) / 16 + 2 * q,
+                                               b0 + from + j * S::TOKEN_BYTES / 16 + 2 * q, 1);
                 }
             }
             prim::wgmma_commit();
