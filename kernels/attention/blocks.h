@@ -71,6 +71,7 @@ __device__ __forceinline__ Window load_window(const uint32_t *table, uint32_t pa
 // on.
 __device__ __forceinline__ void zero_rows(unsigned char *block, uint32_t first, uint32_t end, uint32_t lane)
 {
+#pragma unroll 1 // the registers of a producer are few
     for (uint32_t at = first * KEY_BYTES + lane * 16; at < end * KEY_BYTES; at += 32 * 16) {
         *reinterpret_cast<uint4 *>(block + at) = make_uint4(0, 0, 0, 0);
         *reinterpret_cast<uint4 *>(block + BLOCK_HALF + at) = make_uint4(0, 0, 0, 0);
@@ -78,29 +79,46 @@ __device__ __forceinline__ void zero_rows(unsigned char *block, uint32_t first, 
     prim::fence_proxy_async();
 }
 
+// The page that holds a lane's part of the block at key `at` of the window. With 8 keys a page a block's 8 pages are
+// all in one half of the window.
+__device__ __forceinline__ uint32_t page_in_window(const Window &window, uint32_t page_shift, uint32_t at,
+                                                   uint32_t lane)
+{
+    uint32_t index = (at >> page_shift) + (page_shift < 6 ? lane : 0);
+
+    return __shfl_sync(0xffffffffu, (at >> page_shift) < 32 ? window.low : window.high, (int)(index & 31));
+}
+// The same straight from the slot's row of the page table, of which only pages that hold keys below n_keys are read.
+__device__ __forceinline__ uint32_t page_in_table(const uint32_t *table, uint32_t page_shift, uint32_t at,
+                                                  uint32_t n_keys, uint32_t lane)
+{
+    uint32_t key = at + (page_shift < 6 ? lane << page_shift : 0);
+
+    return key < n_keys ? table[key >> page_shift] : 0;
+}
+
 // One warp copies the first n_keys (1 to 64) keys and values of head `head` of the block that starts at key `at` (a
-// multiple of 64) of the window. The caller has announced n_keys * 2 * KEY_BYTES bytes on `full`.
-__device__ __forceinline__ void copy_block(const Pages &pages, const Window &window, uint32_t at, uint32_t n_keys,
+// multiple of 64); `page` is the page of the lane's part. The caller has announced n_keys * 2 * KEY_BYTES bytes on
+// `full`.
+__device__ __forceinline__ void copy_block(const Pages &pages, uint32_t page, uint32_t at, uint32_t n_keys,
                                            uint32_t head, unsigned char *block, uint64_t *full, uint32_t lane)
 {
-    uint32_t shift = pages.page_shift, P = 1u << shift;
-    uint32_t piece = P < BLOCK_KEYS ? P : BLOCK_KEYS; // keys of a block that one page holds
-    uint32_t index = (at >> shift) + (P < BLOCK_KEYS ? lane : 0);
-    // With 8 keys a page a block's 8 pages are all in one half of the window.
-    uint32_t page = __shfl_sync(0xffffffffu, (at >> shift) < 32 ? window.low : window.high, (int)(index & 31));
+    uint32_t P = 1u << pages.page_shift;
+    uint32_t piece = min(P, (uint32_t)BLOCK_KEYS); // keys of a block that one page holds
     uint32_t first = lane * piece;
 
     if (first >= n_keys)
         return;
     uint32_t bytes = min(piece, n_keys - first) * KEY_BYTES;
-    const hrk_bf16 *keys = pages.base + page * pages.page_stride + ((size_t)head * 2 * P + (at & (P - 1))) * HEAD_DIM;
+    const hrk_bf16 *keys =
+        pages.base + page * pages.page_stride + ((head * 2 << pages.page_shift) + (at & (P - 1))) * HEAD_DIM;
     unsigned char *to = block + first * KEY_BYTES;
     if (bytes == BLOCK_HALF && P == BLOCK_KEYS) {
         prim::bulk_load(to, keys, BLOCK_BYTES, full);
         return;
     }
     prim::bulk_load(to, keys, bytes, full);
-    prim::bulk_load(to + BLOCK_HALF, keys + (size_t)P * HEAD_DIM, bytes, full);
+    prim::bulk_load(to + BLOCK_HALF, keys + P * HEAD_DIM, bytes, full);
 }
 
 } // namespace hrk

@@ -141,7 +141,8 @@ __device__ __forceinline__ void produce_unit(const Params &p, Smem &s, Ring &rin
                                 queries, full);
         }
         __syncwarp();
-        copy_block(p.pages, u.window, at, n_keys, u.head, stage, full, lane);
+        copy_block(p.pages, page_in_window(u.window, p.pages.page_shift, at, lane), at, n_keys, u.head, stage, full,
+                   lane);
     }
 }
 

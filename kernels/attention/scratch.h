@@ -17,6 +17,11 @@ namespace hrk
 
 enum { SCRATCH_HEADER = 256 };
 
+inline uint32_t *prefill_ticket(void *scratch)
+{
+    return static_cast<uint32_t *>(scratch);
+}
+
 // Room for Nq counters, since the count of key-value heads is at most that.
 __host__ __device__ inline size_t chunk_record_bytes(uint32_t Nq, uint32_t D)
 {
