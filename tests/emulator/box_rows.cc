@@ -1,0 +1,84 @@
+// What tensor copies move: the rows of a box, zeros where it leaves the tensor, 16-byte chunks where the swizzle puts
+// them.
+#include "internal.h"
+
+#include <string.h>
+
+namespace simt
+{
+
+// Calls f(offset in shared memory, global row or null) for every row of the box; a row is the innermost dimension.
+template <class F> static void for_rows(const TensorMap &t, const int *at, F f)
+{
+    const uint32_t row_bytes = t.box[0] * static_cast<uint32_t>(t.element_bytes);
+    uint32_t n_rows = 1;
+
+    for (int d = 1; d < t.rank; d++)
+        n_rows *= t.box[d];
+    for (uint32_t row = 0; row < n_rows; row++) {
+        char *global = t.base;
+        bool is_inside = true;
+        uint32_t rest = row;
+        for (int d = 1; d < t.rank; d++) {
+            const int64_t x = static_cast<int64_t>(at[d]) + rest % t.box[d];
+            rest /= t.box[d];
+            is_inside = is_inside && x >= 0 && x < t.dim[d];
+            global += x * static_cast<int64_t>(t.stride[d]);
+        }
+        f(row * row_bytes, is_inside ? global : nullptr);
+    }
+}
+
+// The bytes of a row that lie inside the tensor.
+struct Span {
+    int64_t low, high, row_bytes, skip;
+};
+static Span inner_span(const TensorMap &t, const int *at)
+{
+    const int64_t bytes = t.element_bytes;
+    Span s;
+
+    s.row_bytes = t.box[0] * bytes;
+    s.skip = at[0] * bytes;
+    s.low = std::max<int64_t>(0, -static_cast<int64_t>(at[0])) * bytes;
+    s.high = std::max(s.low, std::min<int64_t>(t.box[0], static_cast<int64_t>(t.dim[0]) - at[0]) * bytes);
+    return s;
+}
+
+template <class T> static T *swizzled(T *p, uint32_t mask)
+{
+    const uintptr_t a = reinterpret_cast<uintptr_t>(p);
+
+    return reinterpret_cast<T *>(a ^ ((a >> 7 & mask) << 4));
+}
+
+constexpr size_t ROW_BYTES_MAX = 256 * 16;
+
+void tensor_load(const TensorMap &t, unsigned char *to, const int *at)
+{
+    const Span s = inner_span(t, at);
+
+    for_rows(t, at, [&](uint32_t offset, const char *row) {
+        char bytes[ROW_BYTES_MAX];
+        memset(bytes, 0, static_cast<size_t>(s.row_bytes));
+        if (row && s.high > s.low)
+            memcpy(bytes + s.low, row + s.skip + s.low, static_cast<size_t>(s.high - s.low));
+        for (int64_t x = 0; x < s.row_bytes; x += 16)
+            memcpy(swizzled(to + offset + x, t.swizzle_mask), bytes + x, 16);
+    });
+}
+
+void tensor_store(const TensorMap &t, const unsigned char *from, const int *at)
+{
+    const Span s = inner_span(t, at);
+
+    for_rows(t, at, [&](uint32_t offset, char *row) {
+        char bytes[ROW_BYTES_MAX];
+        for (int64_t x = 0; x < s.row_bytes; x += 16)
+            memcpy(bytes + x, swizzled(from + offset + x, t.swizzle_mask), 16);
+        if (row && s.high > s.low)
+            memcpy(row + s.skip + s.low, bytes + s.low, static_cast<size_t>(s.high - s.low));
+    });
+}
+
+} // namespace simt
