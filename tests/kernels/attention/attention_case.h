@@ -20,7 +20,7 @@ extern "C" {
 }
 #include "attention/scratch.h"
 #include "hrk.h"
-#include "support/device_array.h"
+#include "kernels/support/device_array.h"
 
 namespace attention_case
 {
