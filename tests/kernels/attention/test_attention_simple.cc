@@ -105,7 +105,7 @@ void attend(const Model &m, const Row &row, const hrk_bf16 *q, uint32_t head, st
 {
     const uint32_t D = m.pages.D, b = head / (m.Nq / m.pages.Nkv);
     std::vector<double> p(row.n_keys), o(D, 0.0);
-    double top = -INFINITY, sum = 0;
+    double top = -HUGE_VAL, sum = 0;
 
     for (uint32_t t = 0; t < row.n_keys; t++) {
         for (uint32_t d = 0; d < D; d++)
@@ -223,6 +223,41 @@ void a_late_large_score_takes_over(void **)
     }
 }
 
+// Two keys: scores 0 and -y, values 0 and 1. The result is bf16(p) / (1 + p) with p = exp(-y) against the maximum;
+// cases where a last bit of the exponential could turn a rounding are passed over.
+void probabilities_are_rounded_before_they_meet_the_values(void **)
+{
+    Model m = make_model(1, Pages(16, 1, 64, false, 1, 1), {2});
+    Work w;
+    uint32_t n_told_apart = 0;
+
+    add_decode(w, 0, 2);
+    const float q0 = bf16_value(queries(m, w.rows)[0]);
+    for (uint32_t d = 0; d < 64; d++) {
+        m.pool[m.pages.at(0, 0, 0, 0, d)] = m.pool[m.pages.at(0, 1, 0, 0, d)] = 0;
+        m.pool[m.pages.at(0, 0, 0, 1, d)] = 0;
+        m.pool[m.pages.at(0, 1, 0, 1, d)] = bf16_bits(1.0f);
+    }
+    for (uint32_t i = 0; i < 60; i++) {
+        const float k0 = bf16_rounded((q0 > 0 ? -1.0f : 1.0f) * (0.5f + (float)i / 8.0f));
+        const double p = exp((double)q0 * (double)k0 / 8.0), rounded = (double)bf16_rounded((float)p);
+        const hrk_bf16 want = bf16_bits((float)(rounded / (1.0 + p)));
+        bool is_sure = true;
+
+        for (double e : {-1e-5, 1e-5}) {
+            const double near = (double)bf16_rounded((float)(p * (1.0 + e)));
+
+            is_sure = is_sure && bf16_bits((float)(near / (1.0 + p) * (1.0 + e))) == want;
+        }
+        m.pool[m.pages.at(0, 1, 0, 0, 0)] = bf16_bits(k0);
+        if (is_sure) {
+            assert_int_equal(run(m, w, 0)[0], want);
+            n_told_apart += bf16_bits((float)(p / (1.0 + p))) != want;
+        }
+    }
+    assert_true(n_told_apart >= 5);
+}
+
 void what_it_cannot_do_is_refused(void **)
 {
     const hrk_launch on = {nullptr, 4, false};
@@ -261,6 +296,7 @@ int main()
         cmocka_unit_test(a_row_has_the_same_bits_in_any_company_and_as_either_kind),
         cmocka_unit_test(the_page_size_changes_no_bit),
         cmocka_unit_test(a_late_large_score_takes_over),
+        cmocka_unit_test(probabilities_are_rounded_before_they_meet_the_values),
         cmocka_unit_test(what_it_cannot_do_is_refused),
     };
 

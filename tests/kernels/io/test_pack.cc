@@ -156,7 +156,7 @@ void halves_are_converted(void **)
     const std::vector<hrk_bf16> got = packed_from(halves, 64, HRK_SOURCE_F16);
     for (size_t i = 0; i < halves.size(); i++) {
         const uint32_t e = halves[i] >> 10 & 31, f = halves[i] & 1023;
-        const double size = e == 31 ? INFINITY : e == 0 ? ldexp(f, -24) : ldexp(f + 1024.0, (int)e - 25);
+        const double size = e == 31 ? HUGE_VAL : e == 0 ? ldexp(f, -24) : ldexp(f + 1024.0, (int)e - 25);
 
         assert_int_equal(got[i], bf16_bits((float)(halves[i] >> 15 ? -size : size)));
     }

@@ -209,6 +209,12 @@ void a_row_has_the_same_bits_by_every_tile_and_in_any_company(void **)
     }
 }
 
+// A launch has at most 64 blocks for the tokens of a strip: the first of them meet a second tile.
+void blocks_go_round_again_when_there_are_many_tokens(void **)
+{
+    check_linear(make_weights(16, 64), 64 * 128 + 9, {HRK_STORE, false, ONE_SM, 0, false});
+}
+
 void a_step_without_rows_writes_nothing(void **)
 {
     const Weights w = make_weights(64, 64);
@@ -413,6 +419,7 @@ int main()
         cmocka_unit_test(groups_lie_side_by_side),
         cmocka_unit_test(any_inner_dimension_is_summed),
         cmocka_unit_test(a_row_has_the_same_bits_by_every_tile_and_in_any_company),
+        cmocka_unit_test(blocks_go_round_again_when_there_are_many_tokens),
         cmocka_unit_test(a_step_without_rows_writes_nothing),
         cmocka_unit_test(dense_gate_up_is_gated),
         cmocka_unit_test(experts_gather_their_tokens),
