@@ -17,6 +17,7 @@ enum { N = 23 };
 
 static const hr_backend_options exact = {.n_threads = 1, .exact = true},
                                 exact_bf16_kv = {.n_threads = 2, .exact = true, .kv_dtype = HR_KV_BF16};
+static const hr_compare_side exact_side = {.ops = &hr_backend_cpu, .options = {.n_threads = 1, .exact = true}};
 
 static hr_model *make_model(int32_t ids[N])
 {
@@ -39,7 +40,9 @@ static json_t *compare(const hr_model *model, const hr_backend_options *right, u
     headrace_error err = {0};
     json_t *json;
 
-    if (hr_compare(model, &exact, right, (uint32_t[2]){0, chunk}, ids, N, tolerance, &text, &err) != HEADRACE_OK)
+    hr_compare_side right_side = {.ops = &hr_backend_cpu, .options = *right, .chunk = chunk};
+
+    if (hr_compare(model, &exact_side, &right_side, ids, N, tolerance, &text, &err) != HEADRACE_OK)
         fail_msg("%s", err.message);
     json = json_loadb(text.at, text.len, 0, NULL);
     assert_non_null(json);
@@ -124,15 +127,12 @@ static void ids_outside_the_vocabulary_are_refused(void **state)
     headrace_error err;
 
     (void)state;
-    assert_int_equal(hr_compare(model, &exact, &exact, (uint32_t[2]){0, 0}, ids, 0, 0, &text, &err),
-                     HEADRACE_E_ARGUMENT);
+    assert_int_equal(hr_compare(model, &exact_side, &exact_side, ids, 0, 0, &text, &err), HEADRACE_E_ARGUMENT);
     ids[4] = (int32_t)model->arch.vocab_size;
-    assert_int_equal(hr_compare(model, &exact, &exact, (uint32_t[2]){0, 0}, ids, N, 0, &text, &err),
-                     HEADRACE_E_ARGUMENT);
+    assert_int_equal(hr_compare(model, &exact_side, &exact_side, ids, N, 0, &text, &err), HEADRACE_E_ARGUMENT);
     assert_non_null(strstr(err.message, "position 4"));
     model->arch.max_positions = N - 1;
-    assert_int_equal(hr_compare(model, &exact, &exact, (uint32_t[2]){0, 0}, ids, N, 0, &text, &err),
-                     HEADRACE_E_CONTEXT);
+    assert_int_equal(hr_compare(model, &exact_side, &exact_side, ids, N, 0, &text, &err), HEADRACE_E_CONTEXT);
     random_model_destroy(model);
 }
 
