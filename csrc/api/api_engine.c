@@ -1,7 +1,7 @@
-/* headrace_engine: one hr_engine on the CPU backend, and the lock of its streams' links. */
+/* headrace_engine: one hr_engine on the device that was asked for, and the lock of its streams' links. */
 #include "api/api.h"
 
-#include <string.h>
+#include "backend/devices.h"
 
 headrace_status hr_need_weights(const headrace_model *model, headrace_error *err)
 {
@@ -15,16 +15,17 @@ static headrace_status read_config(const headrace_model *model, const headrace_e
                                    hr_engine_config *config, headrace_error *err)
 {
     uint32_t longest = model->network->arch.max_positions;
+    hr_device_choice device;
 
-    if (o->device && strcmp(o->device, "auto") != 0 && strcmp(o->device, "cpu") != 0)
-        return hr_fail_param(err, HEADRACE_E_UNSUPPORTED, "device",
-                             "device: '%s' is not in this build; it has: auto, cpu", o->device);
     if (o->max_model_len > longest)
         return hr_fail_param(err, HEADRACE_E_ARGUMENT, "max_model_len",
                              "max_model_len: %u is outside 0..%u (the model's positions)", o->max_model_len, longest);
+    HR_PASS(hr_device_choose(o->device, &device, err));
     *config = (hr_engine_config){
         .model = model->network,
-        .backend_ops = &hr_backend_cpu,
+        .backend_ops = device.ops,
+        .device_index = device.index,
+        .gpu_memory_utilization = o->gpu_memory_utilization,
         .n_threads = o->n_threads,
         .max_model_len = o->max_model_len,
         .max_num_seqs = o->max_num_seqs,

@@ -6,10 +6,11 @@
 #include "api/api.h"
 
 #include "backend/compare.h"
+#include "backend/devices.h"
 
 #include <string.h>
 
-enum { CHUNK_DEFAULT = 512, PAGE_TOKENS = 16 };
+enum { CHUNK_DEFAULT = 512, PAGE_TOKENS = 16, DEVICE_PAGE_TOKENS = 64 };
 
 static headrace_status check_ids(const headrace_model *model, const int32_t *ids, size_t n_ids, headrace_error *err)
 {
@@ -27,13 +28,25 @@ static headrace_status check_ids(const headrace_model *model, const int32_t *ids
     return HEADRACE_OK;
 }
 
-static headrace_status read_options(const headrace_compute_options *given, headrace_compute_options *own,
-                                    hr_kv_dtype *kv, headrace_error *err)
+/* What both functions need of the options: one side of a comparison. */
+static headrace_status read_options(const headrace_compute_options *given, hr_compare_side *out, headrace_error *err)
 {
-    headrace_compute_options_init(own);
+    headrace_compute_options own;
+    hr_device_choice device;
+
+    headrace_compute_options_init(&own);
     if (given)
-        HR_PASS(hr_options_read(own, sizeof *own, given, "compute options", err));
-    return hr_kv_dtype_parse(own->kv_cache_dtype, kv, err);
+        HR_PASS(hr_options_read(&own, sizeof own, given, "compute options", err));
+    HR_PASS(hr_device_choose(own.device ? own.device : "cpu", &device, err));
+    *out = (hr_compare_side){
+        .ops = device.ops,
+        .options = {.n_threads = own.n_threads,
+                    .device_index = device.index,
+                    .page_tokens = device.ops->device_memory ? DEVICE_PAGE_TOKENS : PAGE_TOKENS,
+                    .exact = own.exact},
+        .chunk = own.chunk,
+    };
+    return hr_kv_dtype_parse(own.kv_cache_dtype, &out->options.kv_dtype, err);
 }
 
 /* Rows [first, first + n) of the one sequence, logits of each. */
@@ -60,32 +73,24 @@ static void fill_batch(hr_batch *batch, const int32_t *ids, uint32_t first, uint
 headrace_status headrace_compute_logits(headrace_model *model, const headrace_compute_options *options,
                                         const int32_t *ids, size_t n_ids, float *logits, headrace_error *err)
 {
-    const hr_backend_ops *ops = &hr_backend_cpu;
+    const hr_backend_ops *ops;
     hr_backend *backend = NULL;
-    headrace_compute_options own;
     headrace_status status = HEADRACE_OK;
-    hr_kv_dtype kv;
     uint32_t total, chunk, n_pages;
-    hr_backend_options backend_options;
+    hr_compare_side how;
 
-    HR_PASS(read_options(options, &own, &kv, err));
+    HR_PASS(read_options(options, &how, err));
     HR_PASS(hr_need_weights(model, err));
     HR_PASS(check_ids(model, ids, n_ids, err));
     total = (uint32_t)n_ids;
-    chunk = own.chunk > 0 ? own.chunk : CHUNK_DEFAULT;
+    chunk = how.chunk > 0 ? how.chunk : CHUNK_DEFAULT;
     chunk = chunk < total ? chunk : total;
-    n_pages = (total + PAGE_TOKENS - 1) / PAGE_TOKENS;
-    backend_options = (hr_backend_options){
-        .n_threads = own.n_threads,
-        .page_tokens = PAGE_TOKENS,
-        .max_rows = chunk,
-        .max_spans = 1,
-        .max_outputs = chunk,
-        .max_page_refs = n_pages,
-        .kv_dtype = kv,
-        .exact = own.exact,
-    };
-    HR_PASS(ops->open(model->network, &backend_options, n_pages, 1, &backend, err));
+    n_pages = (total + how.options.page_tokens - 1) / how.options.page_tokens;
+    ops = how.ops;
+    how.options.max_rows = how.options.max_outputs = chunk;
+    how.options.max_spans = 1;
+    how.options.max_page_refs = n_pages;
+    HR_PASS(ops->open(model->network, &how.options, n_pages, 1, &backend, err));
     for (uint32_t first = 0; first < total && status == HEADRACE_OK; first += chunk) {
         hr_batch *batch = ops->batch(backend, 0);
         uint32_t n = total - first < chunk ? total - first : chunk;
@@ -103,25 +108,18 @@ headrace_status headrace_compare(headrace_model *model, const headrace_compute_o
                                  const headrace_compute_options *right, const int32_t *ids, size_t n_ids,
                                  double tolerance, char **json, headrace_error *err)
 {
-    headrace_compute_options own[2];
-    hr_backend_options sides[2];
-    uint32_t chunk[2];
+    hr_compare_side sides[2];
     hr_buffer text = {0};
     headrace_status status;
 
     *json = NULL;
-    for (int i = 0; i < 2; i++) {
-        hr_kv_dtype kv;
-
-        HR_PASS(read_options(i == 0 ? left : right, &own[i], &kv, err));
-        sides[i] = (hr_backend_options){.n_threads = own[i].n_threads, .kv_dtype = kv, .exact = own[i].exact};
-        chunk[i] = own[i].chunk;
-    }
+    HR_PASS(read_options(left, &sides[0], err));
+    HR_PASS(read_options(right, &sides[1], err));
     if (!(tolerance >= 0.0))
         return hr_fail_param(err, HEADRACE_E_ARGUMENT, "tolerance", "tolerance: %g is below 0", tolerance);
     HR_PASS(hr_need_weights(model, err));
     HR_PASS(check_ids(model, ids, n_ids, err));
-    status = hr_compare(model->network, &sides[0], &sides[1], chunk, ids, (uint32_t)n_ids, tolerance, &text, err);
+    status = hr_compare(model->network, &sides[0], &sides[1], ids, (uint32_t)n_ids, tolerance, &text, err);
     if (status == HEADRACE_OK) {
         *json = hr_buffer_take(&text, NULL);
         if (!*json)

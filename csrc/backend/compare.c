@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { CHUNK_DEFAULT = 512, PAGE_TOKENS_DEFAULT = 16 };
+enum { CHUNK_DEFAULT = 512, PAGE_TOKENS_DEFAULT = 16, DEVICE_PAGE_TOKENS = 64 };
 
 typedef struct tap_record {
     hr_tap tap;
@@ -149,29 +149,31 @@ static void fill_batch(hr_batch *batch, const int32_t *ids, uint32_t first, uint
                                 .is_fresh = first == 0};
 }
 
-static headrace_status run_side(comparison *c, const hr_backend_options *given, const int32_t *ids, side *s,
+static headrace_status run_side(comparison *c, const hr_compare_side *given, const int32_t *ids, side *s,
                                 headrace_error *err)
 {
-    hr_backend_options options = *given;
-    hr_kv_dtype kv = given->kv_dtype;
+    const hr_backend_ops *ops = given->ops;
+    hr_backend_options options = given->options;
+    hr_kv_dtype kv = options.kv_dtype;
 
-    options.page_tokens = given->page_tokens > 0 ? given->page_tokens : PAGE_TOKENS_DEFAULT;
-    s->chunk = s->chunk > 0 ? s->chunk : CHUNK_DEFAULT;
+    if (options.page_tokens == 0)
+        options.page_tokens = ops->device_memory ? DEVICE_PAGE_TOKENS : PAGE_TOKENS_DEFAULT;
+    s->chunk = given->chunk > 0 ? given->chunk : CHUNK_DEFAULT;
     s->chunk = s->chunk < c->n ? s->chunk : c->n;
     options.max_rows = options.max_outputs = s->chunk;
     options.max_spans = 1;
     options.max_page_refs = (c->n + options.page_tokens - 1) / options.page_tokens;
     options.tap = on_tap;
     options.tap_user = c;
-    HR_PASS(hr_backend_cpu.open(c->model, &options, options.max_page_refs, 1, &s->backend, err));
-    s->compute = hr_backend_cpu.compute_name(s->backend);
+    HR_PASS(ops->open(c->model, &options, options.max_page_refs, 1, &s->backend, err));
+    s->compute = ops->compute_name(s->backend);
     s->kv = kv == HR_KV_F32 || (kv == HR_KV_AUTO && options.exact) ? "f32" : "bf16";
     for (uint32_t at = 0; at < c->n; at += s->chunk) {
-        hr_batch *batch = hr_backend_cpu.batch(s->backend, 0);
+        hr_batch *batch = ops->batch(s->backend, 0);
 
         fill_batch(batch, ids, at, c->n - at < s->chunk ? c->n - at : s->chunk, options.page_tokens);
-        HR_PASS(hr_backend_cpu.step_begin(s->backend, batch, err));
-        HR_PASS(hr_backend_cpu.step_wait(s->backend, err));
+        HR_PASS(ops->step_begin(s->backend, batch, err));
+        HR_PASS(ops->step_wait(s->backend, err));
         if (c->no_memory)
             return hr_fail(err, HEADRACE_E_MEMORY, "no memory for the values of %u tokens; compare fewer", c->n);
         if (c->does_not_fit)
@@ -292,12 +294,11 @@ static headrace_status check_ids(const hr_model *model, const int32_t *ids, uint
     return HEADRACE_OK;
 }
 
-headrace_status hr_compare(const hr_model *model, const hr_backend_options *left, const hr_backend_options *right,
-                           const uint32_t chunk[2], const int32_t *ids, uint32_t n, double tolerance, hr_buffer *json,
-                           headrace_error *err)
+headrace_status hr_compare(const hr_model *model, const hr_compare_side *left, const hr_compare_side *right,
+                           const int32_t *ids, uint32_t n, double tolerance, hr_buffer *json, headrace_error *err)
 {
     comparison c = {.model = model, .n = n, .tolerance = tolerance};
-    side sides[2] = {{.chunk = chunk[0]}, {.chunk = chunk[1]}};
+    side sides[2] = {0};
     headrace_status status;
 
     HR_PASS(check_ids(model, ids, n, err));
@@ -314,7 +315,8 @@ headrace_status hr_compare(const hr_model *model, const hr_backend_options *left
     HR_TRY_GOTO(done, report(json, &c, sides, err));
 done:
     for (uint32_t i = 0; i < 2; i++)
-        hr_backend_cpu.close(sides[i].backend);
+        if (sides[i].backend)
+            sides[i].backend->ops->close(sides[i].backend);
     for (uint32_t i = 0; c.records && i < c.n_records; i++)
         free(c.records[i].left);
     free(c.records);

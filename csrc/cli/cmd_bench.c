@@ -312,7 +312,7 @@ int hr_cmd_bench(int argc, char **argv)
             engine_options.max_num_seqs = is_latency ? 1 : hr_option_u32(options, "max-concurrency");
         if (engine_options.max_num_queued_reqs == 0)
             engine_options.max_num_queued_reqs = STREAMS_MAX;
-        code = hr_open_engine(b.model, &engine_options, &b.engine);
+        code = hr_open_engine(options, b.model, &engine_options, &b.engine);
     }
     b.prompt = calloc(b.input_len, sizeof *b.prompt);
     if (code == HR_EXIT_OK)

@@ -20,6 +20,7 @@ static headrace_compute_options compute_options(const hr_options *options)
     out.n_threads = hr_option_u32(options, "threads");
     out.chunk = hr_option_u32(options, "chunk");
     out.kv_cache_dtype = hr_option_text(options, "kv-cache-dtype");
+    out.device = hr_option_text(options, "device");
     return out;
 }
 
@@ -236,6 +237,7 @@ int hr_cmd_compare(int argc, char **argv)
     hr_setup_log(options);
     left.exact = true;
     left.chunk = 0;
+    left.device = "cpu";
     code = hr_open_model(options, &(hr_model_choice){0}, &model, &used);
     const char *prompt = hr_options_argument(options, used ? 1 : 0);
     if (code == HR_EXIT_OK && hr_option_text(options, "ids")) {

@@ -252,7 +252,7 @@ int hr_cmd_run(int argc, char **argv)
         engine_options.disable_prefix_caching = !hr_option_bool(options, "enable-prefix-caching");
         if (engine_options.max_num_seqs == 0)
             engine_options.max_num_seqs = 1; /* one person: all memory goes to one conversation */
-        code = hr_open_engine(c.model, &engine_options, &c.engine);
+        code = hr_open_engine(options, c.model, &engine_options, &c.engine);
     }
     if (code == HR_EXIT_OK) {
         if (hr_log_level(options) >= HEADRACE_LOG_DEBUG)

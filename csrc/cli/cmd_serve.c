@@ -149,7 +149,7 @@ static int open_serving_engine(const hr_options *options, headrace_model *model,
     engine_options.max_num_queued_tokens = hr_option_uint(options, "max-num-queued-tokens");
     engine_options.queue_timeout_us = (uint64_t)(hr_option_real(options, "queue-timeout") * 1e6);
     engine_options.disable_prefix_caching = !hr_option_bool(options, "enable-prefix-caching");
-    return hr_open_engine(model, &engine_options, out);
+    return hr_open_engine(options, model, &engine_options, out);
 }
 
 /* What a client would otherwise find out by its first error. */

@@ -164,6 +164,9 @@ static bool is_valid(const hr_option_def *def, const char *text, const char **wa
 
             if (strlen(text) == len && strncmp(at, text, len) == 0)
                 return true;
+            if (len > 2 && at[len - 1] == 'N' && at[len - 2] == ':' && strncmp(at, text, len - 1) == 0 &&
+                parse_uint(text + len - 1, &u))
+                return true; /* NAME:N takes a number behind the colon */
         }
         return false;
     case HR_OPTION_LIST:

@@ -183,6 +183,7 @@ void hr_engine_options_from(const hr_options *options, headrace_engine_options *
     out->kv_cache_dtype = hr_option_text(options, "kv-cache-dtype");
     out->exact = hr_option_bool(options, "exact");
     out->seed = hr_option_uint(options, "seed");
+    out->gpu_memory_utilization = hr_option_real(options, "gpu-memory-utilization");
 }
 
 /* The library names its own field; here it goes by the name of the flag. */
@@ -202,12 +203,15 @@ static void name_flag(headrace_error *err)
     (void)snprintf(err->message + len, sizeof err->message - len, " (--%s)", flag);
 }
 
-int hr_open_engine(headrace_model *model, const headrace_engine_options *options, headrace_engine **out)
+int hr_open_engine(const hr_options *options, headrace_model *model, const headrace_engine_options *engine_options,
+                   headrace_engine **out)
 {
     headrace_error err = {0};
 
-    if (headrace_engine_open(model, options, out, &err) == HEADRACE_OK)
+    if (headrace_engine_open(model, engine_options, out, &err) == HEADRACE_OK) {
+        hr_warn_vllm_flags(options, *out);
         return HR_EXIT_OK;
+    }
     if (err.status == HEADRACE_E_ARGUMENT && err.param[0])
         name_flag(&err);
     return hr_report(&err);

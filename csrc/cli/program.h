@@ -47,10 +47,13 @@ int hr_open_model(const hr_options *options, const hr_model_choice *choice, head
  * after. 0 or an exit code, after printing what is right here. */
 int hr_check_vllm_flags(const hr_options *options);
 int hr_check_dtype(const hr_options *options, const headrace_model *model);
+/* Says which of them have no effect on the device in use. */
+void hr_warn_vllm_flags(const hr_options *options, const headrace_engine *engine);
 /* Engine options from the flags that serve, run and bench share. */
 void hr_engine_options_from(const hr_options *options, headrace_engine_options *out);
 /* Opens an engine. 0 or an exit code, after printing what was wrong. */
-int hr_open_engine(headrace_model *model, const headrace_engine_options *options, headrace_engine **out);
+int hr_open_engine(const hr_options *options, headrace_model *model, const headrace_engine_options *engine_options,
+                   headrace_engine **out);
 /* Five lines on stderr: what was loaded and how memory is divided. */
 void hr_print_summary(const headrace_model *model, const headrace_engine *engine);
 

@@ -1,5 +1,5 @@
 /* Flags that scripts written for vLLM pass. What they ask for is either how things are here, and then they are
- * accepted; or it has no counterpart on a CPU, and then the answer says what to use instead. Nothing is ignored in
+ * accepted; or it has no counterpart here, and then the answer says what to use instead. Nothing is ignored in
  * silence.
  */
 #include "cli/program.h"
@@ -14,22 +14,28 @@ int hr_check_vllm_flags(const hr_options *options)
 
     if (n_devices != 1) {
         (void)fprintf(stderr,
-                      "headrace: --tensor-parallel-size %u: one CPU process runs the whole model, so that only 1 is "
-                      "right here; --threads sets how many cores it uses\n",
+                      "headrace: --tensor-parallel-size %u: one device runs the whole model, so that only 1 is right "
+                      "here; on the CPU --threads sets how many cores it uses\n",
                       n_devices);
         return HR_EXIT_USAGE;
     }
-    if (!hr_option_given(options, "gpu-memory-utilization"))
-        return HR_EXIT_OK;
     if (!(utilization > 0 && utilization <= 1)) {
         (void)fprintf(stderr, "headrace: --gpu-memory-utilization: %g is not above 0 and up to 1\n", utilization);
         return HR_EXIT_USAGE;
     }
-    if (hr_log_level(options) >= HEADRACE_LOG_WARNING)
+    return HR_EXIT_OK;
+}
+
+void hr_warn_vllm_flags(const hr_options *options, const headrace_engine *engine)
+{
+    headrace_engine_info info;
+
+    headrace_engine_get_info(engine, &info);
+    if (strcmp(info.device, "cpu") == 0 && hr_option_given(options, "gpu-memory-utilization") &&
+        hr_log_level(options) >= HEADRACE_LOG_WARNING)
         (void)fputs("headrace: warning: --gpu-memory-utilization has no effect on the CPU; --kv-cache-memory SIZE sets "
                     "the memory for keys and values\n",
                     stderr);
-    return HR_EXIT_OK;
 }
 
 /* Most of the weights' bytes: weight_dtypes begins with the dtype that has the largest share. */

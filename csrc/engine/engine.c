@@ -45,9 +45,27 @@ static hr_backend_options backend_options(const hr_engine_config *config, const 
         .max_outputs = limits->max_outputs,
         .max_page_refs = limits->max_num_seqs * limits->pages_per_sequence,
         .n_valid_ids = config->n_valid_ids,
+        .device_index = config->device_index,
         .kv_dtype = config->kv_dtype,
         .exact = config->exact,
     };
+}
+
+/* On a device what is left for pages and slots depends on the scratch, and the scratch on rows and sequences. Those are
+ * first decided as if the device were empty, which they can only fall below. */
+static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *config, const hr_backend_sizes *smallest,
+                                    uint64_t *available, headrace_error *err)
+{
+    hr_device_memory memory;
+    hr_limits largest;
+    hr_backend_sizes sizes;
+    hr_backend_options options;
+
+    HR_PASS(engine->ops->device_memory(config->device_index, &memory, err));
+    HR_PASS(hr_limits_decide(config, &config->model->arch, smallest, memory.total_bytes, &largest, err));
+    options = backend_options(config, &largest);
+    HR_PASS(engine->ops->sizes(config->model, &options, &sizes, err));
+    return hr_limits_device_bytes(config, &memory, sizes.scratch_bytes, available, err);
 }
 
 /* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again.
@@ -57,11 +75,16 @@ static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *
 {
     hr_limits smallest = {.max_num_batched_tokens = 1, .max_num_seqs = 1, .max_outputs = 1, .pages_per_sequence = 1};
     hr_backend_options options;
+    uint64_t available;
 
     HR_PASS(hr_limits_page_tokens(config, &smallest.page_tokens, err));
     options = backend_options(config, &smallest);
     HR_PASS(engine->ops->sizes(config->model, &options, sizes, err));
-    HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, hr_available_memory(), &engine->limits, err));
+    if (engine->ops->device_memory)
+        HR_PASS(device_bytes(engine, config, sizes, &available, err));
+    else
+        available = hr_available_memory();
+    HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, available, &engine->limits, err));
     options = backend_options(config, &engine->limits);
     return engine->ops->sizes(config->model, &options, sizes, err);
 }

@@ -15,6 +15,8 @@ typedef struct hr_request hr_request;
 typedef struct hr_engine_config {
     const hr_model *model; /* borrowed */
     const hr_backend_ops *backend_ops;
+    uint32_t device_index;         /* of the backend's devices */
+    double gpu_memory_utilization; /* 0: the default; of a device's memory, the part that may be used */
     uint32_t n_threads, max_model_len, max_num_seqs, max_num_batched_tokens, max_num_queued_reqs, page_tokens;
     uint32_t n_valid_ids;
     uint64_t max_num_queued_tokens, kv_cache_bytes, queue_timeout_us,

@@ -7,6 +7,9 @@
  *
  * Pages are what limits concurrency, so the number of sequences by default is capped only by convolution states staying
  * under an eighth of the same budget, by one page each, and by 256.
+ *
+ * A device is nobody's but ours: pages take all that the utilization allows beside weights, scratch and convolution
+ * states, and rows and sequences are those that keep it busy.
  */
 #include "engine/limits.h"
 
@@ -14,6 +17,11 @@
 #include <string.h>
 
 static const uint64_t MiB = (uint64_t)1 << 20;
+
+static bool is_device(const hr_engine_config *config)
+{
+    return config->backend_ops && config->backend_ops->device_memory;
+}
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -38,14 +46,24 @@ static headrace_status check_range(const char *name, uint32_t value, uint32_t ma
 headrace_status hr_limits_page_tokens(const hr_engine_config *config, uint32_t *page_tokens, headrace_error *err)
 {
     HR_PASS(check_range("page_tokens", config->page_tokens, HR_PAGE_TOKENS_MAX, err));
-    *page_tokens = config->page_tokens ? config->page_tokens : HR_DEFAULT_PAGE_TOKENS;
+    *page_tokens = config->page_tokens ? config->page_tokens
+                   : is_device(config) ? HR_DEVICE_PAGE_TOKENS
+                                       : HR_DEFAULT_PAGE_TOKENS;
     return HEADRACE_OK;
 }
 
-/* Rows a step and sequences at once: each running sequence must be able to have its row in every step. */
-static headrace_status decide_rows(const hr_engine_config *config, uint64_t by_memory, hr_limits *limits,
-                                   headrace_error *err)
+static uint32_t default_rows(const hr_engine_config *config, const hr_arch *arch)
 {
+    if (!is_device(config))
+        return HR_DEFAULT_BATCHED_TOKENS;
+    return arch->n_experts >= HR_MANY_EXPERTS ? HR_DEVICE_BATCHED_TOKENS_MANY_EXPERTS : HR_DEVICE_BATCHED_TOKENS;
+}
+
+/* Rows a step and sequences at once: each running sequence must be able to have its row in every step. */
+static headrace_status decide_rows(const hr_engine_config *config, const hr_arch *arch, uint64_t by_memory,
+                                   hr_limits *limits, headrace_error *err)
+{
+    uint32_t most = is_device(config) ? HR_DEVICE_SEQS : HR_DEFAULT_SEQS_MAX, usual = default_rows(config, arch);
     uint32_t rows = config->max_num_batched_tokens, seqs = config->max_num_seqs;
 
     HR_PASS(check_range("max_num_batched_tokens", rows, HR_BATCHED_TOKENS_MAX, err));
@@ -56,9 +74,9 @@ static headrace_status decide_rows(const hr_engine_config *config, uint64_t by_m
                              " rows: each running sequence needs one",
                              seqs, rows);
     if (rows == 0)
-        rows = seqs > HR_DEFAULT_BATCHED_TOKENS ? seqs : HR_DEFAULT_BATCHED_TOKENS;
+        rows = seqs > usual ? seqs : usual;
     if (seqs == 0)
-        seqs = (uint32_t)min_u64(min_u64(HR_DEFAULT_SEQS_MAX, rows), by_memory ? by_memory : 1);
+        seqs = (uint32_t)min_u64(min_u64(most, rows), by_memory ? by_memory : 1);
     limits->max_num_batched_tokens = rows;
     limits->max_num_seqs = seqs;
     /* Room for some scored prompt rows beside one sampled row a sequence; logits cost V floats each. */
@@ -79,8 +97,9 @@ static headrace_status fail_memory(const hr_engine_config *config, uint32_t len,
                          config->kv_dtype == HR_KV_F32 ? " or --kv-cache-dtype bf16" : "");
 }
 
-static headrace_status decide_pages(const hr_engine_config *config, uint64_t page_bytes, uint64_t available,
-                                    uint64_t budget, hr_limits *limits, headrace_error *err)
+/* budget: for pages, when nothing is asked for; most: what an explicit length may have. */
+static headrace_status decide_pages(const hr_engine_config *config, uint64_t page_bytes, uint64_t budget, uint64_t most,
+                                    hr_limits *limits, headrace_error *err)
 {
     uint32_t wanted_len = limits->max_model_len;
     uint64_t one_context = (wanted_len + limits->page_tokens - 1) / limits->page_tokens;
@@ -88,28 +107,25 @@ static headrace_status decide_pages(const hr_engine_config *config, uint64_t pag
     uint64_t n_pages = budget / page_bytes;
 
     if (config->max_model_len && n_pages < one_context && !config->kv_cache_bytes)
-        n_pages = min_u64(one_context, available / 10 * 9 / page_bytes);
+        n_pages = min_u64(one_context, most / page_bytes);
     if (!config->kv_cache_bytes)
         n_pages = min_u64(n_pages, useful);
     n_pages = min_u64(n_pages, UINT32_MAX - 1);
     if (n_pages == 0 || (config->max_model_len && n_pages < one_context))
         return fail_memory(config, wanted_len, saturating_mul(one_context, page_bytes),
-                           config->kv_cache_bytes ? config->kv_cache_bytes : available / 10 * 9,
-                           n_pages * limits->page_tokens, limits->page_tokens, err);
+                           config->kv_cache_bytes ? config->kv_cache_bytes : most, n_pages * limits->page_tokens,
+                           limits->page_tokens, err);
     limits->n_pages = (uint32_t)n_pages;
     limits->max_model_len = (uint32_t)min_u64(wanted_len, n_pages * limits->page_tokens);
     limits->pages_per_sequence = (limits->max_model_len + limits->page_tokens - 1) / limits->page_tokens;
     return HEADRACE_OK;
 }
 
-headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *arch, const hr_backend_sizes *sizes,
-                                 uint64_t available_bytes, hr_limits *out, headrace_error *err)
+/* What was asked for and cannot be, whatever the memory. */
+static headrace_status check_config(const hr_engine_config *config, const hr_arch *arch, headrace_error *err)
 {
-    /* A model without attention layers has pages of no bytes; they are still counted. */
-    uint64_t page_bytes = sizes->page_bytes ? sizes->page_bytes : 1, budget, by_slots;
+    double utilization = config->gpu_memory_utilization;
 
-    *out = (hr_limits){0};
-    HR_PASS(hr_limits_page_tokens(config, &out->page_tokens, err));
     if (arch->max_positions && config->max_model_len > arch->max_positions)
         return hr_fail_param(err, HEADRACE_E_ARGUMENT, "max_model_len",
                              "max_model_len is %" PRIu32 " but the model knows only %" PRIu32 " positions",
@@ -117,25 +133,53 @@ headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *
     if (config->max_model_len == 1)
         return hr_fail_param(err, HEADRACE_E_ARGUMENT, "max_model_len",
                              "max_model_len is 1, but a prompt token and an answer token need 2");
-    if (config->kv_cache_bytes > available_bytes)
-        return hr_fail_param(err, HEADRACE_E_MEMORY, "kv_cache_bytes",
-                             "--kv-cache-memory asks for %.1f MiB, %.1f MiB free: ask for less or leave it out",
-                             (double)config->kv_cache_bytes / (double)MiB, (double)available_bytes / (double)MiB);
+    if (!(utilization >= 0 && utilization <= 1))
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "gpu_memory_utilization",
+                             "gpu_memory_utilization is %g, it is above 0 and up to 1", utilization);
+    return HEADRACE_OK;
+}
+
+static headrace_status check_slots(uint64_t slots_bytes, uint64_t available, uint64_t by_slots, uint32_t n_seqs,
+                                   headrace_error *err)
+{
+    if (slots_bytes <= available)
+        return HEADRACE_OK;
+    return hr_fail_param(err, HEADRACE_E_MEMORY, "max_num_seqs",
+                         "max-num-seqs %" PRIu32 " needs %.1f MiB of convolution state, %.1f MiB free: try "
+                         "--max-num-seqs %" PRIu64,
+                         n_seqs, (double)slots_bytes / (double)MiB, (double)available / (double)MiB,
+                         by_slots ? by_slots : 1);
+}
+
+headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *arch, const hr_backend_sizes *sizes,
+                                 uint64_t available_bytes, hr_limits *out, headrace_error *err)
+{
+    /* A model without attention layers has pages of no bytes; they are still counted. */
+    uint64_t page_bytes = sizes->page_bytes ? sizes->page_bytes : 1, budget, by_slots, slots_bytes;
+    uint64_t free_bytes = available_bytes; /* for keys and values */
+
+    *out = (hr_limits){0};
+    HR_PASS(hr_limits_page_tokens(config, &out->page_tokens, err));
+    HR_PASS(check_config(config, arch, err));
     out->max_model_len =
         config->max_model_len
             ? config->max_model_len
             : (uint32_t)min_u64(arch->max_positions ? arch->max_positions : UINT32_MAX, HR_DEFAULT_MODEL_LEN_MAX);
-    budget = config->kv_cache_bytes ? config->kv_cache_bytes : min_u64(available_bytes / 2, HR_DEFAULT_KV_BYTES_MAX);
+    budget = config->kv_cache_bytes ? config->kv_cache_bytes
+             : is_device(config)    ? available_bytes
+                                    : min_u64(available_bytes / 2, HR_DEFAULT_KV_BYTES_MAX);
     by_slots = sizes->slot_bytes ? budget / 8 / sizes->slot_bytes : UINT64_MAX;
-    HR_PASS(decide_rows(config, min_u64(by_slots, budget / page_bytes), out, err));
-    if (saturating_mul(out->max_num_seqs, sizes->slot_bytes) > available_bytes)
-        return hr_fail_param(err, HEADRACE_E_MEMORY, "max_num_seqs",
-                             "max-num-seqs %" PRIu32 " needs %.1f MiB of convolution state, %.1f MiB free: try "
-                             "--max-num-seqs %" PRIu64,
-                             out->max_num_seqs,
-                             (double)saturating_mul(out->max_num_seqs, sizes->slot_bytes) / (double)MiB,
-                             (double)available_bytes / (double)MiB, by_slots ? by_slots : 1);
-    HR_PASS(decide_pages(config, page_bytes, available_bytes, budget, out, err));
+    HR_PASS(decide_rows(config, arch, min_u64(by_slots, budget / page_bytes), out, err));
+    slots_bytes = saturating_mul(out->max_num_seqs, sizes->slot_bytes);
+    HR_PASS(check_slots(slots_bytes, available_bytes, by_slots, out->max_num_seqs, err));
+    if (is_device(config)) /* where nothing else may grow into what is left over */
+        free_bytes -= slots_bytes;
+    if (config->kv_cache_bytes > free_bytes)
+        return hr_fail_param(err, HEADRACE_E_MEMORY, "kv_cache_bytes",
+                             "--kv-cache-memory asks for %.1f MiB, %.1f MiB free: ask for less or leave it out",
+                             (double)config->kv_cache_bytes / (double)MiB, (double)free_bytes / (double)MiB);
+    HR_PASS(decide_pages(config, page_bytes, min_u64(budget, free_bytes),
+                         is_device(config) ? free_bytes : available_bytes / 10 * 9, out, err));
     if (saturating_mul(out->pages_per_sequence, out->max_num_seqs) > UINT32_MAX / 2)
         return hr_fail_param(err, HEADRACE_E_ARGUMENT, "max_num_seqs",
                              "%" PRIu32 " sequences of %" PRIu32
@@ -145,6 +189,27 @@ headrace_status hr_limits_decide(const hr_engine_config *config, const hr_arch *
     out->max_num_queued_reqs = config->max_num_queued_reqs ? config->max_num_queued_reqs : 4 * out->max_num_seqs;
     out->max_num_queued_tokens = config->max_num_queued_tokens ? config->max_num_queued_tokens : UINT64_MAX;
     out->queue_timeout_us = config->queue_timeout_us ? config->queue_timeout_us : HR_DEFAULT_QUEUE_TIMEOUT_US;
+    return HEADRACE_OK;
+}
+
+headrace_status hr_limits_device_bytes(const hr_engine_config *config, const hr_device_memory *memory,
+                                       uint64_t scratch_bytes, uint64_t *out, headrace_error *err)
+{
+    double utilization =
+        config->gpu_memory_utilization > 0 ? config->gpu_memory_utilization : HR_DEVICE_MEMORY_UTILIZATION;
+    uint64_t usable = min_u64((uint64_t)((double)memory->total_bytes * utilization), memory->free_bytes);
+
+    *out = 0;
+    if (scratch_bytes >= usable)
+        return hr_fail_param(err, HEADRACE_E_MEMORY, "gpu_memory_utilization",
+                             "weights and work space need %.1f MiB, of the device's %.1f MiB %.1f MiB are free and "
+                             "--gpu-memory-utilization %.2f leaves %.1f MiB: try %s",
+                             (double)scratch_bytes / (double)MiB, (double)memory->total_bytes / (double)MiB,
+                             (double)memory->free_bytes / (double)MiB, utilization, (double)usable / (double)MiB,
+                             usable < memory->free_bytes ? "a higher --gpu-memory-utilization or a smaller "
+                                                           "--max-num-batched-tokens"
+                                                         : "a smaller --max-num-batched-tokens, or free the device");
+    *out = usable - scratch_bytes;
     return HEADRACE_OK;
 }
 

@@ -210,20 +210,21 @@ typedef struct headrace_engine headrace_engine;
 
 typedef struct headrace_engine_options {
     size_t struct_size;
-    const char *device;              /* "auto" or "cpu" */
+    const char *device;              /* "auto", "cpu", "cuda" or "cuda:N"; auto: a GPU if there is one to use */
     uint32_t n_threads;              /* 0: one a physical core that this process may use */
     uint32_t max_model_len;          /* 0: from the checkpoint, lowered to what the KV memory holds */
-    uint32_t max_num_seqs;           /* 0: by memory, at most 256 */
-    uint32_t max_num_batched_tokens; /* rows a step, 0: 512 on the CPU */
+    uint32_t max_num_seqs;           /* 0: by memory, at most 256, on a GPU 1024 */
+    uint32_t max_num_batched_tokens; /* rows a step, 0: 512 on the CPU, on a GPU 2048 or 3072 */
     uint32_t max_num_queued_reqs;    /* 0: 4 x max_num_seqs */
     uint64_t max_num_queued_tokens;  /* 0: no limit */
     uint64_t kv_cache_bytes;         /* 0: by free memory */
-    uint32_t page_tokens;            /* 0: 16 */
+    uint32_t page_tokens;            /* 0: 16, on a GPU 64 */
     const char *kv_cache_dtype;      /* "auto", "bf16" or "f32" */
     bool disable_prefix_caching;
-    bool exact;                /* the plain fp32 path: slow, the oracle of every other path */
-    uint64_t queue_timeout_us; /* 0: 60 s; a request that waited longer ends with E_QUEUE_FULL */
-    uint64_t seed;             /* for requests that bring none: request k uses a number derived from (seed, k) */
+    bool exact;                    /* the plain fp32 path: slow, the oracle of every other path */
+    uint64_t queue_timeout_us;     /* 0: 60 s; a request that waited longer ends with E_QUEUE_FULL */
+    uint64_t seed;                 /* for requests that bring none: request k uses a number derived from (seed, k) */
+    double gpu_memory_utilization; /* (0, 1]: the part of a GPU's memory that may be used; 0: 0.9 */
 } headrace_engine_options;
 
 HEADRACE_API void headrace_engine_options_init(headrace_engine_options *options);
@@ -240,8 +241,8 @@ HEADRACE_API headrace_status headrace_engine_drain(headrace_engine *engine, uint
 
 /* What open decided; constant. */
 typedef struct headrace_engine_info {
-    const char *device;  /* "cpu" */
-    const char *compute; /* "avx512-bf16", "avx2", "plain" */
+    const char *device;  /* "cpu" or "cuda" */
+    const char *compute; /* "avx512-bf16", "avx2", "plain"; or the GPU and the kernels in use */
     uint32_t n_threads, max_model_len, max_num_seqs, max_num_batched_tokens, max_num_queued_reqs, page_tokens;
     uint32_t n_pages;
     uint64_t kv_bytes, state_bytes, scratch_bytes;
@@ -413,6 +414,7 @@ typedef struct headrace_compute_options {
     uint32_t n_threads;         /* 0: as in the engine options */
     uint32_t chunk;             /* rows a step; 0: all that fit 512 */
     const char *kv_cache_dtype; /* NULL: "auto" */
+    const char *device;         /* as in the engine options; NULL: "cpu" */
 } headrace_compute_options;
 HEADRACE_API void headrace_compute_options_init(headrace_compute_options *options);
 
@@ -434,8 +436,9 @@ typedef struct headrace_named_tensor {
 HEADRACE_API headrace_status headrace_save_tensors(const char *path, const headrace_named_tensor *tensors,
                                                    size_t n_tensors, headrace_error *err);
 
-/* Runs ids through two paths (plain fp32 against the fast one, or two chunkings) and reports every named intermediate
- * value in order, with the first place whose error exceeds the tolerance, as JSON. *json is freed with headrace_free.
+/* Runs ids through two paths (plain fp32 against the fast one, a GPU against the CPU, or two chunkings) and reports
+ * every named intermediate value in order, with the first place whose error exceeds the tolerance, as JSON. *json is
+ * freed with headrace_free.
  */
 HEADRACE_API headrace_status headrace_compare(headrace_model *model, const headrace_compute_options *left,
                                               const headrace_compute_options *right, const int32_t *ids, size_t n_ids,

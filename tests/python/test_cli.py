@@ -75,7 +75,7 @@ def test_what_cannot_be_understood_ends_with_2(cli):
     ("--temperature", "warm", "a number"), ("--temperature", "nan", "a number"), ("--temperature", "9", "outside 0..2"),
     ("--top-p", "0", "top_p"), ("--max-tokens", "-1", "a whole number"), ("--max-tokens", "1.5", "a whole number"),
     ("--max-tokens", "4294967296", "4294967295"), ("--max-tokens", "99999999999999999999", "a whole number"),
-    ("--kv-cache-memory", "1x", "a size"), ("--kv-cache-memory", "-1g", "a size"), ("--device", "toaster", "auto|cpu"),
+    ("--kv-cache-memory", "1x", "a size"), ("--kv-cache-memory", "-1g", "a size"), ("--device", "toaster", "auto|cpu|cuda|cuda:N"), ("--device", "cuda:x", "auto|cpu|cuda|cuda:N"),
     ("--kv-cache-dtype", "int3", "auto|bf16|f32"), ("--max-model-len", "5000", "4096"),
     ("--block-size", "4000000000", "--block-size"), ("--threads", "5000", "--threads"),
 ])
@@ -109,7 +109,7 @@ def test_flags_of_vllm_scripts_that_ask_for_something_else_are_refused(cli, sour
     refused(cli("run", "tiny", WHO, "--dtype", "float16"), USAGE, "--dtype float16", "BF16", "--dtype auto")
     refused(cli("serve", gguf, "--port=0", "--dtype=bfloat16"), USAGE, "Q4_0")
     refused(cli("bench", "latency", "tiny", "--dtype", "fp8"), USAGE, "auto|bfloat16|float16|float32")
-    refused(cli("serve", "tiny", "-tp", "2"), USAGE, "--tensor-parallel-size 2", "one CPU process", "--threads")
+    refused(cli("serve", "tiny", "-tp", "2"), USAGE, "--tensor-parallel-size 2", "one device runs the whole model", "--threads")
     refused(cli("serve", "tiny", "-tp", "0"), USAGE, "--tensor-parallel-size 0")
     refused(cli("serve", "tiny", "--quantization", "awq"), USAGE, "awq", "auto|gguf")
     refused(cli("run", "tiny", WHO, "--quantization", "gguf"), USAGE, "safetensors", ".gguf")

@@ -290,9 +290,12 @@ def test_metrics_of_a_session(make_server):
     for name in ("inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
                  "request_prefill_time_seconds", "request_decode_time_seconds", "request_inference_time_seconds",
                  "request_prompt_tokens", "request_generation_tokens", "request_params_n", "iteration_tokens_total",
-                 "step_time_seconds"):
+                 "delivery_lag_seconds"):
         buckets = [v for k, v in values.items() if k.startswith(name + "_bucket")]
         assert buckets and buckets == sorted(buckets) and buckets[-1] == values[name + "_count"]
+    for phase, count in (("prefill", 2), ("decode", 3 + 4)):
+        buckets = [v for k, v in values.items() if k.startswith('step_time_seconds_bucket{phase="' + phase)]
+        assert buckets == sorted(buckets) and buckets[-1] == values[f'step_time_seconds_count{{phase="{phase}"}}'] == count
     assert server.stop() == 0
     lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
     assert [line["status"] for line in lines] == [200, 200, 400]

@@ -137,6 +137,98 @@ static void rows_and_sequences_follow_each_other(void **state)
     assert_int_equal(decide(&(hr_engine_config){.max_num_seqs = 8}, 64 * GiB).max_outputs, 40);
 }
 
+/* ---------------------------------------------------------------- a device */
+
+static headrace_status some_memory(uint32_t index, hr_device_memory *out, headrace_error *err)
+{
+    (void)index;
+    (void)err;
+    *out = (hr_device_memory){.free_bytes = 79 * GiB, .total_bytes = 80 * GiB};
+    return HEADRACE_OK;
+}
+
+static const hr_backend_ops device_ops = {.name = "device", .device_memory = some_memory};
+static const hr_backend_sizes device_sizes = {.page_bytes = 64 * 12 * 1024, .slot_bytes = 160 * 1024};
+
+static hr_limits decide_device(const hr_engine_config *config, const hr_arch *of, uint64_t available)
+{
+    hr_engine_config on_device = *config;
+    hr_limits limits;
+    headrace_error err = {0};
+
+    on_device.backend_ops = &device_ops;
+    if (hr_limits_decide(&on_device, of, &device_sizes, available, &limits, &err) != HEADRACE_OK)
+        fail_msg("%s", err.message);
+    return limits;
+}
+
+static void a_device_is_filled(void **state)
+{
+    hr_limits limits = decide_device(&(hr_engine_config){0}, &arch, 60 * GiB);
+    hr_arch many_experts = arch;
+
+    (void)state;
+    assert_int_equal(limits.page_tokens, 64);
+    assert_int_equal(limits.max_num_batched_tokens, 2048);
+    assert_int_equal(limits.max_num_seqs, 1024);
+    assert_int_equal(limits.max_model_len, 32768);
+    assert_int_equal(limits.n_pages, (60 * GiB - 1024 * 160 * KiB) / (768 * KiB));
+    many_experts.n_experts = 64;
+    assert_int_equal(decide_device(&(hr_engine_config){0}, &many_experts, 60 * GiB).max_num_batched_tokens, 3072);
+    limits = decide_device(&(hr_engine_config){.page_tokens = 16, .max_num_batched_tokens = 256}, &arch, 60 * GiB);
+    assert_int_equal(limits.page_tokens, 16);
+    assert_int_equal(limits.max_num_seqs, 256);
+    limits = decide_device(&(hr_engine_config){.kv_cache_bytes = 768 * MiB}, &arch, 60 * GiB);
+    assert_int_equal(limits.n_pages, 1024);
+}
+
+static void a_small_device_lowers_what_was_not_asked_for(void **state)
+{
+    hr_limits limits = decide_device(&(hr_engine_config){0}, &arch, 64 * MiB);
+
+    (void)state;
+    assert_int_equal(limits.max_num_seqs, 8 * MiB / (160 * KiB));
+    assert_int_equal(limits.n_pages, (64 * MiB - limits.max_num_seqs * 160 * KiB) / (768 * KiB));
+    assert_int_equal(limits.max_model_len, limits.n_pages * 64);
+}
+
+static void a_device_holds_no_more_than_it_has(void **state)
+{
+    hr_limits limits;
+    headrace_error err = {0};
+    hr_engine_config config = {.backend_ops = &device_ops, .max_num_seqs = 1000, .kv_cache_bytes = 950 * MiB};
+
+    (void)state;
+    assert_int_equal(hr_limits_decide(&config, &arch, &device_sizes, 1 * GiB, &limits, &err), HEADRACE_E_MEMORY);
+    assert_string_equal(err.param, "kv_cache_bytes");
+    config.kv_cache_bytes = 0;
+    config.max_model_len = 128000;
+    assert_int_equal(hr_limits_decide(&config, &arch, &device_sizes, 1 * GiB, &limits, &err), HEADRACE_E_MEMORY);
+    assert_string_equal(err.param, "max_model_len");
+}
+
+static void the_utilization_bounds_what_a_device_gives(void **state)
+{
+    const hr_device_memory memory = {.free_bytes = 79 * GiB, .total_bytes = 80 * GiB};
+    hr_engine_config config = {.backend_ops = &device_ops};
+    headrace_error err = {0};
+    uint64_t available;
+
+    (void)state;
+    assert_int_equal(hr_limits_device_bytes(&config, &memory, 50 * GiB, &available, &err), HEADRACE_OK);
+    assert_int_equal(available / MiB, 22 * 1024);
+    config.gpu_memory_utilization = 1;
+    assert_int_equal(hr_limits_device_bytes(&config, &memory, 50 * GiB, &available, &err), HEADRACE_OK);
+    assert_int_equal(available / MiB, 29 * 1024);
+    config.gpu_memory_utilization = 0.5;
+    assert_int_equal(hr_limits_device_bytes(&config, &memory, 50 * GiB, &available, &err), HEADRACE_E_MEMORY);
+    assert_string_equal(err.param, "gpu_memory_utilization");
+    assert_non_null(strstr(err.message, "a higher --gpu-memory-utilization"));
+    config.gpu_memory_utilization = 1.5;
+    config.backend_ops = NULL;
+    refused(&config, 64 * GiB, HEADRACE_E_ARGUMENT, "gpu_memory_utilization", "up to 1");
+}
+
 static void memory_is_found_on_this_machine(void **state)
 {
     (void)state;
@@ -196,6 +288,10 @@ int main(void)
         cmocka_unit_test(explicit_memory_is_met_at_the_border),
         cmocka_unit_test(options_out_of_range_are_named),
         cmocka_unit_test(rows_and_sequences_follow_each_other),
+        cmocka_unit_test(a_device_is_filled),
+        cmocka_unit_test(a_small_device_lowers_what_was_not_asked_for),
+        cmocka_unit_test(a_device_holds_no_more_than_it_has),
+        cmocka_unit_test(the_utilization_bounds_what_a_device_gives),
         cmocka_unit_test(memory_is_found_on_this_machine),
         cmocka_unit_test(histograms_count_at_below_and_above_a_bound),
         cmocka_unit_test(three_bad_logits_within_a_minute_are_too_many),
