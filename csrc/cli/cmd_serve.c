@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     KEYS_MAX = 64,
@@ -213,6 +214,10 @@ int hr_cmd_serve(int argc, char **argv)
     }
 done:
     hr_server_close(server);
+    if (code == HR_EXIT_DEVICE) { /* closing the engine would ask the device again, which may never answer */
+        (void)fflush(NULL);
+        _exit(code);
+    }
     headrace_engine_close(engine);
     headrace_model_close(model);
     free(api_keys.file_text);

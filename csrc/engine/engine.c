@@ -210,7 +210,12 @@ void hr_engine_get_info(const hr_engine *engine, headrace_engine_info *out)
 
 void hr_engine_get_stats(const hr_engine *engine, headrace_stats *out)
 {
+    uint64_t since_us = atomic_load(&engine->in_backend_since_us), now_us = hr_now_us();
+
     hr_metrics_read(&engine->metrics, out);
+    /* A device whose driver hangs cannot be told from outside in any other way; a CPU may well be slow. */
+    out->is_stuck = engine->ops->device_memory && since_us > 0 && now_us > since_us && now_us - since_us > HR_STUCK_US;
+    out->healthy = out->healthy && !out->is_stuck;
     out->n_pages = engine->limits.n_pages;
     out->n_slots = engine->limits.max_num_seqs;
 }

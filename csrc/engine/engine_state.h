@@ -12,6 +12,8 @@ enum {
     HR_FLUSHES_MAX = 256,  /* different queues flushed together */
 };
 #define HR_BAD_LOGITS_WINDOW_US 60000000u
+/* A call to a device that takes longer does not come back: no step is that long. */
+#define HR_STUCK_US 30000000u
 
 /* Counts bad logits in a sliding window. Zeroed: none yet. */
 typedef struct hr_bad_logits {
@@ -44,6 +46,7 @@ struct hr_engine {
     _Atomic uint64_t n_requests; /* seeds */
     _Atomic uint64_t n_serials;  /* order of choices */
     hr_metrics metrics;
+    _Atomic uint64_t in_backend_since_us; /* 0: the engine thread is not waiting for the backend */
     hr_inbox inbox;
     /* Held by the engine thread while it calls notify and flush, and by hr_request_release for a moment: after a
      * release returns, neither is called for that request. Nobody else takes it. */

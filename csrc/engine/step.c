@@ -374,6 +374,7 @@ static bool begin_step(hr_engine *engine)
     uint64_t now = hr_now_us();
     const hr_plan *plan = hr_scheduler_plan(&engine->scheduler);
     headrace_error error = {0};
+    headrace_status status;
 
     HR_ASSERT(plan->n_rows > 0 || engine->scheduler.n_in_flight > 0);
     if (plan->n_rows == 0)
@@ -382,10 +383,12 @@ static bool begin_step(hr_engine *engine)
     engine->n_begun++;
     note_starts(engine, plan, now);
     hr_batch_fill(flight->batch, plan);
-    if (engine->ops->step_begin(engine->backend, flight->batch, &error) == HEADRACE_OK)
-        return true;
-    fail_backend(engine, &error);
-    return false;
+    atomic_store(&engine->in_backend_since_us, now);
+    status = engine->ops->step_begin(engine->backend, flight->batch, &error);
+    atomic_store(&engine->in_backend_since_us, 0);
+    if (status != HEADRACE_OK)
+        fail_backend(engine, &error);
+    return status == HEADRACE_OK;
 }
 
 /* By the device's clock if it has one. Else what this step added: not the time it stood behind the one before. */
@@ -411,9 +414,13 @@ static void finish_step(hr_engine *engine)
     const hr_flight *flight = &engine->flights[engine->n_finished % engine->ops->max_steps_in_flight];
     headrace_error error = {0};
     const hr_plan *plan;
-    uint64_t now;
+    headrace_status status;
+    uint64_t now = hr_now_us();
 
-    if (engine->ops->step_wait(engine->backend, &error) != HEADRACE_OK) {
+    atomic_store(&engine->in_backend_since_us, now);
+    status = engine->ops->step_wait(engine->backend, &error);
+    atomic_store(&engine->in_backend_since_us, 0);
+    if (status != HEADRACE_OK) {
         fail_backend(engine, &error);
         return;
     }

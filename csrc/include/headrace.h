@@ -263,6 +263,7 @@ typedef struct headrace_histogram {
 /* A consistent-enough snapshot: each number is read atomically, not all at one instant. Counters only rise. */
 typedef struct headrace_stats {
     bool healthy;                  /* false after an engine failure */
+    bool is_stuck;                 /* a call to a device has not returned for 30 s: its requests never end */
     uint32_t n_running, n_waiting; /* sequences now */
     uint32_t n_pages_used, n_pages, n_slots_used, n_slots;
     uint32_t n_pages_cached; /* unused, but holding a reusable prefix */

@@ -1,5 +1,5 @@
-/* See server.h. The thread that calls run only waits: for signals, for the drain, for the drain's deadline; and
- * measures once a second how fast requests finish, from which Retry-After follows.
+/* See server.h. The thread that calls run only waits: for signals, for the engine's failure, for the drain, for the
+ * drain's deadline; and measures now and then how fast requests finish, from which Retry-After follows.
  */
 #include "server/server.h"
 
@@ -18,6 +18,11 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+
+enum {
+    HEALTH_CHECK_MS = 200, /* between looks at the engine */
+    TELL_US = 2000000,     /* a failed server still answers for so long */
+};
 
 #define DEFAULT(field, value) \
     if (!options->field)      \
@@ -244,17 +249,10 @@ static void measure_rate(hr_server *server, double *rate, uint64_t *n_before, ui
     atomic_store(&server->retry_after_s, wait_s < 1.0 ? 1u : wait_s > 60.0 ? 60u : (unsigned)(wait_s + 0.999));
 }
 
-static void serve_until_signal(hr_server *server)
+static void end_calls(hr_server *server, uint64_t timeout_us)
 {
-    double rate = 0.0;
-    uint64_t n_before = 0, before_us = hr_now_us(), deadline_us;
+    uint64_t deadline_us = hr_now_us() + timeout_us;
 
-    while (n_signals == 0) {
-        wait_for_signal(1000);
-        measure_rate(server, &rate, &n_before, &before_us);
-    }
-    enter_phase(server, HR_PHASE_DRAIN);
-    deadline_us = hr_now_us() + (uint64_t)server->options.shutdown_timeout_ms * 1000;
     while (n_signals < 2 && atomic_load(&server->n_active_calls) > 0 && hr_now_us() < deadline_us)
         wait_for_signal(20);
     if (atomic_load(&server->n_active_calls) > 0)
@@ -262,6 +260,38 @@ static void serve_until_signal(hr_server *server)
     deadline_us = hr_now_us() + 500000;
     while (atomic_load(&server->n_active_calls) > 0 && hr_now_us() < deadline_us)
         wait_for_signal(10);
+}
+
+/* The engine has failed: long enough here for whoever asks to learn it, then the end. */
+static headrace_status end_with_engine(hr_server *server, bool is_stuck, headrace_error *err)
+{
+    uint64_t until_us = hr_now_us() + TELL_US;
+
+    enter_phase(server, HR_PHASE_DRAIN);
+    (void)hr_fail(err, HEADRACE_E_ENGINE, "the engine has failed%s: the server ends, to be started anew",
+                  is_stuck ? " (the device does not answer)" : "");
+    end_calls(server, is_stuck ? 0 : (uint64_t)server->options.shutdown_timeout_ms * 1000);
+    while (n_signals == 0 && hr_now_us() < until_us)
+        wait_for_signal(100);
+    return HEADRACE_E_ENGINE;
+}
+
+static headrace_status serve_until_signal(hr_server *server, headrace_error *err)
+{
+    double rate = 0.0;
+    uint64_t n_before = 0, before_us = hr_now_us();
+    headrace_stats stats;
+
+    while (n_signals == 0) {
+        wait_for_signal(HEALTH_CHECK_MS);
+        measure_rate(server, &rate, &n_before, &before_us);
+        headrace_engine_get_stats(server->engine, &stats);
+        if (!stats.healthy)
+            return end_with_engine(server, stats.is_stuck, err);
+    }
+    enter_phase(server, HR_PHASE_DRAIN);
+    end_calls(server, (uint64_t)server->options.shutdown_timeout_ms * 1000);
+    return HEADRACE_OK;
 }
 
 /* Every connection is a descriptor; the soft limit of many systems is 1024. */
@@ -332,7 +362,7 @@ headrace_status hr_server_run(hr_server *server, headrace_model *model, headrace
         status = start_loops(server, err);
     if (status == HEADRACE_OK) {
         print_ready(server);
-        serve_until_signal(server);
+        status = serve_until_signal(server, err);
     }
     enter_phase(server, HR_PHASE_STOP);
     free_loops(server);

@@ -8,6 +8,10 @@
  * run catches SIGTERM and SIGINT: the first one drains (/ready answers 503 at once, new work is refused with 503
  * "draining", running requests finish within shutdown_timeout_ms), the second ends every stream with an error event.
  * SIGPIPE is ignored. One server a process at a time, because signals belong to the process.
+ *
+ * An engine that fails ends the server too: /health answers 503 at once, streams end with an error event, and after two
+ * seconds, in which probes and clients can learn why, run returns E_ENGINE so that the program can end and be started
+ * anew. Requests that a failure left alone (bad logits of others) have shutdown_timeout_ms to finish.
  */
 #ifndef HR_SERVER_SERVER_H
 #define HR_SERVER_SERVER_H
@@ -69,9 +73,9 @@ typedef struct hr_server hr_server;
  * use: hr_server_exit_code), E_ARGUMENT (a host that does not resolve), E_MEMORY. */
 headrace_status hr_server_open(const hr_server_options *options, hr_server **out, headrace_error *err);
 
-/* Serves until a signal; returns E_OK after a drain, however it ended. model and engine must outlive the call; every
- * stream of the server is destroyed when it returns. Called once. Errors: E_IO (listen), E_MEMORY, E_INTERNAL
- * (threads). */
+/* Serves until a signal or the engine's failure; returns E_OK after a drain, however it ended, E_ENGINE after a
+ * failure. model and engine must outlive the call; every stream of the server is destroyed when it returns. Called
+ * once. Errors: E_IO (listen), E_MEMORY, E_INTERNAL (threads). */
 headrace_status hr_server_run(hr_server *server, headrace_model *model, headrace_engine *engine, headrace_error *err);
 
 /* After a failed open or run: 5 for an address in use, 1 otherwise. */
