@@ -149,7 +149,7 @@ template <int L> int launch_conv(const hrk_conv_args *args, const hrk_launch *on
     const uint32_t per_block = THREADS * CHUNK, columns = (hrk_ld(args->H) + per_block - 1) / per_block;
     uint32_t rows = args->max_rows / BLOCKS_WANTED;
 
-    rows = rows < 1 ? 1 : rows > MAX_ROWS_PER_THREAD ? MAX_ROWS_PER_THREAD : rows;
+    rows = rows < 1 ? 1 : rows > MAX_ROWS_PER_THREAD ? (uint32_t)MAX_ROWS_PER_THREAD : rows;
     return hrk::launch(conv_kernel<L>, {dim3(columns, (args->max_rows + rows - 1) / rows), dim3(THREADS)}, on, *args,
                        rows);
 }

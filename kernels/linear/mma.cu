@@ -212,12 +212,12 @@ __global__ void __launch_bounds__(S::THREADS) mma_kernel(const __grid_constant__
 
 template <class S, bool GATED> int launch_shape(const Product &p, uint32_t max_tokens, const hrk_launch *on)
 {
-    const uint32_t strip = GATED ? S::BM / 2 : S::BM, experts = p.E ? p.E : 1;
+    const uint32_t strip = (uint32_t)(GATED ? S::BM / 2 : S::BM), experts = p.E ? p.E : 1;
     // Tiles of an expert beyond an even share go round again, so a crowded expert costs no more launches.
     const uint32_t share = p.E ? (max_tokens + p.E - 1) / p.E * 2 : max_tokens;
     uint32_t split = (share + S::BN - 1) / S::BN;
 
-    split = split < 1 ? 1 : split > MAX_SPLIT ? MAX_SPLIT : split;
+    split = split < 1 ? 1 : split > MAX_SPLIT ? (uint32_t)MAX_SPLIT : split;
     return hrk::launch(mma_kernel<S, GATED>,
                        {dim3((hrk_ld(p.rows) + strip - 1) / strip, experts, split), dim3(S::THREADS), S::SMEM}, on, p);
 }

@@ -262,9 +262,9 @@ void sampling_parameters_come_with_biases_and_stop_ids(void **)
         std::vector<int32_t> stop;
         const uint32_t i = (uint32_t)updates.size();
 
-        for (uint32_t j = 0; j < (i == 1 ? HRK_BIAS_MAX : i * 40); j++)
+        for (uint32_t j = 0; j < (i == 1 ? (uint32_t)HRK_BIAS_MAX : i * 40); j++)
             bias.push_back({(int32_t)(j + i), (float)j - 3.5f});
-        for (uint32_t j = 0; j < (i == 1 ? HRK_STOP_IDS_MAX : i * 2); j++)
+        for (uint32_t j = 0; j < (i == 1 ? (uint32_t)HRK_STOP_IDS_MAX : i * 2); j++)
             stop.push_back((int32_t)(100 * i + j));
         u.slot = slot;
         u.sampling = {
