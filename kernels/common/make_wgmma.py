@@ -52,7 +52,8 @@ def generated():
     for n in WIDTHS:
         parts.append(function("wgmma_bf16", n, False, False))
         parts.append(function("wgmma_bf16_ra", n, True, False))
-        parts.append(function("wgmma_bf16_tb", n, True, True))
+        if n <= 64:  # an MN-major tile (prim.h) is 64 wide
+            parts.append(function("wgmma_bf16_tb", n, True, True))
     return "\n".join(parts) + "\n"
 
 

@@ -7,7 +7,7 @@ namespace
 
 template <int N> __device__ void use_wgmma(float *out, unsigned char *smem, int steps)
 {
-    float acc[N / 2], acc_ra[N / 2], acc_tb[N / 2];
+    float acc[N / 2], acc_ra[N / 2], acc_tb[N / 2] = {};
     uint32_t a[4];
     uint64_t da = prim::desc_128b(smem), db = prim::desc_128b(smem + 8192), dv = prim::desc_128b_mn(smem + 16384);
 
@@ -21,7 +21,8 @@ template <int N> __device__ void use_wgmma(float *out, unsigned char *smem, int 
     }
     prim::wgmma_fence();
     prim::wgmma_bf16_ra<N>(acc_ra, a, db, 0);
-    prim::wgmma_bf16_tb<N>(acc_tb, a, dv + 128, 0);
+    if constexpr (N <= 64)
+        prim::wgmma_bf16_tb<N>(acc_tb, a, dv + 128, 0);
     prim::wgmma_commit();
     prim::wgmma_wait<0>(acc_ra);
     prim::wgmma_wait<0>(acc_tb);
@@ -65,7 +66,6 @@ template <int N> __global__ void __launch_bounds__(128) probe_wide_wgmma(float *
         prim::wgmma_fence();
         prim::wgmma_bf16<N>(acc, prim::desc_128b(smem), prim::desc_128b(smem + 8192), step);
         prim::wgmma_bf16_ra<N>(acc, a, prim::desc_128b(smem + 8192), 1);
-        prim::wgmma_bf16_tb<N>(acc, a, prim::desc_128b_mn(smem + 8192), 1);
         prim::wgmma_commit();
         prim::wgmma_wait<0>(acc);
     }

@@ -187,7 +187,7 @@ void run_gang(Grid &grid, uint64_t index)
 {
     if (!worker) {
         worker = new Worker;
-        install_fault_handler();
+        install_fault_stack();
     }
     Gang &g = worker->gang;
 
@@ -286,6 +286,7 @@ void run_grid(dim3 grid, dim3 block, size_t smem, dim3 cluster, const char *name
 {
     static std::mutex one_at_a_time;
     std::lock_guard<std::mutex> guard(one_at_a_time);
+    const FaultSignals signals;
     const int n_threads = config.threads > 0 ? config.threads : static_cast<int>(std::thread::hardware_concurrency());
     const uint64_t n = static_cast<uint64_t>(grid.x) * grid.y * grid.z / volume(cluster);
     Grid g;

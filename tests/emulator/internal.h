@@ -220,7 +220,12 @@ void product_64(float *c, const float *a, const float *b, int n);
 [[noreturn]] void fail_at(const std::string &source, const char *format, ...) __attribute__((format(printf, 2, 3)));
 [[noreturn]] void fail_deadlock(const char *what);
 std::string format_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void install_fault_handler();
+void install_fault_stack();
+// While it lives, faults of kernels become reports.
+struct FaultSignals {
+    FaultSignals();
+    ~FaultSignals();
+};
 void set_failed(bool failed);
 
 // symbols.cc

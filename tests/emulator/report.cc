@@ -198,20 +198,29 @@ static void on_fault(int signal_number, siginfo_t *info, void *context)
     fail_at(line, "access to address %p: %s", info->si_addr, describe_global(p).c_str());
 }
 
-// For the calling OS thread; the handler runs on a stack of its own and never returns into the kernel.
-void install_fault_handler()
+// Test frameworks install handlers of their own between grids, so each grid takes the signals and gives them back.
+FaultSignals::FaultSignals()
+{
+    struct sigaction action = {};
+
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before[0]);
+    sigaction(SIGBUS, &action, &before[1]);
+}
+
+FaultSignals::~FaultSignals()
+{
+    sigaction(SIGSEGV, &before[0], nullptr);
+    sigaction(SIGBUS, &before[1], nullptr);
+}
+
+// For the calling OS thread: the handler runs on a stack of its own and never returns into the kernel.
+void install_fault_stack()
 {
     constexpr size_t BYTES = 256 * 1024;
-    static std::once_flag once;
     stack_t stack = {};
 
-    std::call_once(once, [] {
-        struct sigaction action = {};
-        action.sa_sigaction = on_fault;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        sigaction(SIGSEGV, &action, &before[0]);
-        sigaction(SIGBUS, &action, &before[1]);
-    });
     stack.ss_size = BYTES;
     stack.ss_sp = malloc(BYTES);
     sigaltstack(&stack, nullptr);

@@ -4,6 +4,7 @@
 // copy watches its block: a source by a hash, a target by being full of 0xff until the copy has run, so that a host
 // that reads too early reads garbage, and one that writes is found out.
 #include <string.h>
+#include <algorithm>
 #include <list>
 
 #include "runtime_internal.h"
@@ -49,6 +50,14 @@ void end_watch(std::list<Watch>::iterator it)
                                 : "pinned memory at %p (%zu bytes) was written while a pending copy reads it",
                   static_cast<const void *>(it->p), it->n);
     watches.erase(it);
+}
+
+bool is_read_by_pending_copy(const void *p, size_t n)
+{
+    const auto *low = static_cast<const unsigned char *>(p);
+
+    return std::any_of(watches.begin(), watches.end(),
+                       [=](const Watch &w) { return !w.is_target && w.p < low + n && low < w.p + w.n; });
 }
 
 // The device itself has written there: that is no misuse of the host's.
@@ -100,8 +109,10 @@ Work copy_work(void *to, const void *from, size_t n)
             if (memory_kind(from, n) == PINNED)
                 watched.push_back(watch(from, n, false));
             if (memory_kind(to, n) == PINNED) {
-                memset(to, 0xff, n);
-                device_wrote(to, n);
+                if (!is_read_by_pending_copy(to, n)) {
+                    memset(to, 0xff, n);
+                    device_wrote(to, n);
+                }
                 watched.push_back(watch(to, n, true));
             }
         }
