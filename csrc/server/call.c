@@ -129,20 +129,27 @@ static void fail(hr_call *call, const hr_api_error *error)
     hr_buffer_deinit(&event);
 }
 
+/* An engine's error is this request's alone, or the end of all. Returns false. */
+static bool explain_failure(const hr_call *call, const headrace_error *failure, hr_api_error *error)
+{
+    headrace_stats stats;
+
+    (void)hr_api_fail_library(error, failure);
+    headrace_engine_get_stats(call->server->engine, &stats);
+    if (error->code == HR_API_ENGINE_ERROR && !stats.healthy)
+        (void)hr_api_fail(error, HR_API_ENGINE_DEAD, NULL, "The engine has failed; the server needs a restart.");
+    return false;
+}
+
 static void fail_from_engine(hr_call *call, const headrace_error *failure)
 {
     hr_api_error error;
-    headrace_stats stats;
 
-    if (failure->status == HEADRACE_E_QUEUE_FULL) {
+    if (failure->status == HEADRACE_E_QUEUE_FULL)
         (void)hr_api_fail(&error, HR_API_QUEUE_TIMEOUT, NULL,
                           "The request waited too long in the queue; try again later.");
-    } else {
-        (void)hr_api_fail_library(&error, failure);
-        headrace_engine_get_stats(call->server->engine, &stats);
-        if (error.code == HR_API_ENGINE_ERROR && !stats.healthy)
-            (void)hr_api_fail(&error, HR_API_ENGINE_DEAD, NULL, "The engine has failed; the server needs a restart.");
-    }
+    else
+        (void)explain_failure(call, failure, &error);
     fail(call, &error);
 }
 
@@ -583,7 +590,7 @@ static bool submit(hr_call *call, uint32_t stream_idx, hr_api_error *error)
     request.user = stream;
     request.cache_salt = call->request.cache_salt;
     if (headrace_submit(call->server->engine, &request, &stream->stream, &failure) != HEADRACE_OK)
-        return hr_api_fail_library(error, &failure);
+        return explain_failure(call, &failure, error);
     call->n_open++;
     return true;
 }
