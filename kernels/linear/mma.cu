@@ -8,8 +8,8 @@
 // of a SwiGLU meet in one thread. Results pass through shared memory so that they leave in 16-byte chunks of a token's
 // row.
 //
-// Four shapes, by the number of tokens: 16 x 16 with one warp (few tokens and so few rows that larger tiles would leave
-// multiprocessors idle), 64 x 16, 64 x 64 and 128 x 128. All give the same bits (mma.h).
+// Tiles of 16 tokens have 64 weight rows, larger ones 64 x 64 or 128 x 128; where those would be fewer than the
+// multiprocessors, a tile has 16 or 32 weight rows instead. All give the same bits (mma.h).
 #include "common/launch.h"
 #include "common/tables.h"
 #include "linear/linear.h"
@@ -22,6 +22,7 @@ namespace
 using Thin = hrk::MmaShape<16, 16, 16, 16, 12>;
 using Small = hrk::MmaShape<64, 16, 16, 16, 6>;
 using SmallGated = hrk::MmaShape<128, 16, 32, 16, 5>;
+using Narrow = hrk::MmaShape<32, 64, 16, 32, 6>;
 using Medium = hrk::MmaShape<64, 64, 32, 32, 4>;
 using Large = hrk::MmaShape<128, 128, 32, 64, 3>;
 
@@ -222,20 +223,32 @@ template <class S, bool GATED> int launch_shape(const Product &p, uint32_t max_t
                        {dim3((hrk_ld(p.rows) + strip - 1) / strip, experts, split), dim3(S::THREADS), S::SMEM}, on, p);
 }
 
+// Whether tiles of this shape are at least as many as the multiprocessors, with tokens spread evenly over the experts.
+template <class S> bool fills(const Product &p, bool is_gated, uint32_t each, const hrk_launch *on)
+{
+    const uint64_t rows = (uint64_t)p.rows * (is_gated ? 2 : 1), experts = p.E ? p.E : 1;
+
+    return (rows + S::BM - 1) / S::BM * ((each + S::BN - 1) / S::BN) * experts >= on->n_sms;
+}
+
 template <bool GATED> int launch_product(const Product &p, uint32_t max_tokens, const hrk_launch *on)
 {
     const uint32_t each = p.E ? (max_tokens + p.E - 1) / p.E : max_tokens;
 
-    if (each > 64)
+    if (each > 64 && fills<Large>(p, GATED, each, on))
         return launch_shape<Large, GATED>(p, max_tokens, on);
-    if (each > 16)
-        return launch_shape<Medium, GATED>(p, max_tokens, on);
     if constexpr (GATED) {
+        if (each > 16)
+            return launch_shape<Medium, true>(p, max_tokens, on);
         return launch_shape<SmallGated, true>(p, max_tokens, on);
     } else {
-        if (p.E == 0 && p.rows / Small::BM < 2 * on->n_sms)
-            return launch_shape<Thin, false>(p, max_tokens, on);
-        return launch_shape<Small, false>(p, max_tokens, on);
+        if (each > 16 && fills<Medium>(p, false, each, on))
+            return launch_shape<Medium, false>(p, max_tokens, on);
+        if (each > 16)
+            return launch_shape<Narrow, false>(p, max_tokens, on);
+        if (fills<Small>(p, false, each, on))
+            return launch_shape<Small, false>(p, max_tokens, on);
+        return launch_shape<Thin, false>(p, max_tokens, on);
     }
 }
 

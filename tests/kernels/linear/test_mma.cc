@@ -11,7 +11,8 @@ using namespace hrk_test;
 namespace
 {
 
-enum { MANY_SMS = 1000, ONE_SM = 1 }; // with few tokens: 16-row or 64-row tiles
+// Of many multiprocessors each wants a tile: 16 or 32 weight rows; for one, tiles are as large as the tokens allow.
+enum { MANY_SMS = 1000, ONE_SM = 1 };
 
 struct Weights {
     uint32_t rows, cols, n_groups, n_stack;
@@ -152,11 +153,11 @@ void every_tile_multiplies(void **)
     for (uint32_t n_sms : {(uint32_t)ONE_SM, (uint32_t)MANY_SMS}) {
         for (uint32_t n : {1u, 13u})
             check_linear(w, n, {HRK_STORE, false, n_sms, 3, false});
+        for (uint32_t n : {1u, 50u})
+            check_linear(w, n, {HRK_STORE, false, n_sms, 64 - n, false});
+        for (uint32_t n : {3u, 130u})
+            check_linear(w, n, {HRK_STORE, false, n_sms, 200, false});
     }
-    for (uint32_t n : {1u, 50u})
-        check_linear(w, n, {HRK_STORE, false, ONE_SM, 64 - n, false});
-    for (uint32_t n : {3u, 130u})
-        check_linear(w, n, {HRK_STORE, false, ONE_SM, 200, false});
 }
 
 void every_epilogue_has_its_roundings(void **)
@@ -258,7 +259,7 @@ Routing make_routing(uint32_t n, uint32_t E, uint32_t K, uint32_t crowd)
 
 // gate_up over n tokens, or down over n tokens' pairs, whichever w is for; routing NULL: a dense gate_up.
 std::vector<hrk_bf16> run_ffn(const Weights &w, const std::vector<hrk_bf16> &in, const Routing *routing, uint32_t n,
-                              uint32_t spare)
+                              uint32_t spare, uint32_t n_sms = ONE_SM)
 {
     const uint32_t pairs = routing ? n * routing->K : n;
     const size_t ld = hrk_ld(w.rows);
@@ -268,7 +269,7 @@ std::vector<hrk_bf16> run_ffn(const Weights &w, const std::vector<hrk_bf16> &in,
     DeviceArray<hrk_bf16> weights(w.data), x(in), out((pairs + 1) * ld);
     DeviceArray<uint32_t> first(routing ? routing->first : std::vector<uint32_t>()),
         sorted(routing ? routing->sorted : std::vector<uint32_t>());
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, n_sms, true};
     hrk_routing lists = {};
     if (routing) {
         lists.E = routing->E;
@@ -309,12 +310,12 @@ double swiglu_of(double gate, double up)
     return (double)bf16_rounded((float)(g / (1.0 + exp(-g)))) * (double)bf16_rounded((float)up);
 }
 
-void check_ffn(const Weights &w, const Routing *routing, uint32_t n, uint32_t spare)
+void check_ffn(const Weights &w, const Routing *routing, uint32_t n, uint32_t spare, uint32_t n_sms = ONE_SM)
 {
     const bool is_gated = w.n_groups == 2;
     const uint32_t pairs = routing ? n * routing->K : n, in_rows = is_gated ? n : pairs;
     const size_t ld = hrk_ld(w.rows), in_ld = hrk_ld(w.cols);
-    const std::vector<hrk_bf16> in = tokens(w, in_rows), got = run_ffn(w, in, routing, n, spare);
+    const std::vector<hrk_bf16> in = tokens(w, in_rows), got = run_ffn(w, in, routing, n, spare, n_sms);
     std::vector<double> out, want;
     uint32_t expert = 0;
 
@@ -342,7 +343,8 @@ void dense_gate_up_is_gated(void **)
 
     for (uint32_t spare : {0u, 40u, 100u})
         check_ffn(w, nullptr, 7, spare);
-    check_ffn(w, nullptr, 70, 0);
+    for (uint32_t n_sms : {(uint32_t)ONE_SM, (uint32_t)MANY_SMS})
+        check_ffn(w, nullptr, 70, 0, n_sms);
 }
 
 // Bounds of tokens an expert on every side of the tiles' edges, an expert without tokens, a crowded one.
@@ -356,6 +358,7 @@ void experts_gather_their_tokens(void **)
 
             check_ffn(gate_up, &routing, 40, spare);
             check_ffn(down, &routing, 40, spare);
+            check_ffn(down, &routing, 40, spare, MANY_SMS);
         }
     }
     const Routing one = make_routing(1, 5, 4, 1);
