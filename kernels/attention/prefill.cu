@@ -393,7 +393,7 @@ __global__ void __launch_bounds__((Plan<HEADS>::GROUPS + 1) * GROUP_THREADS, 1)
         if (team >= Is::TEAMS)
             return;
         Ring<HEADS> ring(s, team);
-        produce(p, ring, blockIdx.x * Is::TEAMS + team, thread % 32);
+        produce(p, ring, team * gridDim.x + blockIdx.x, thread % 32); // few units spread over blocks first
     }
 }
 
@@ -402,7 +402,7 @@ template <int HEADS> int launch_prefill(const Params &p, uint32_t max_tiles, con
     using Is = Plan<HEADS>;
     LaunchShape shape;
 
-    shape.grid = dim3(min(on->n_sms, (max_tiles * p.Nkv * p.n_parts + Is::TEAMS - 1) / Is::TEAMS));
+    shape.grid = dim3(min(on->n_sms, max_tiles * p.Nkv * p.n_parts));
     shape.block = dim3((Is::GROUPS + 1) * GROUP_THREADS);
     shape.smem = sizeof(Smem<HEADS>);
     return hrk::launch(attention_prefill<HEADS>, shape, on, p);
@@ -416,10 +416,16 @@ extern "C" int hrk_attention_prefill(const hrk_attention_args *args, const hrk_l
         return cudaErrorInvalidValue;
     if (args->max_prefill_tiles == 0)
         return cudaSuccess;
-    uint32_t group = args->Nq / args->kv.Nkv, n_parts = (group + 3) / 4;
+    // Where there are fewer units than multiprocessors, a head's work is not made to wait for its neighbours'.
+    uint32_t group = args->Nq / args->kv.Nkv, n_parts = (group + MAX_HEADS - 1) / MAX_HEADS;
+    uint32_t heads = (group + n_parts - 1) / n_parts;
+    while (heads % 2 == 0 && 2 * n_parts * args->kv.Nkv * args->max_prefill_tiles <= on->n_sms) {
+        heads /= 2;
+        n_parts *= 2;
+    }
     Params p = {args->tables,       args->q,  args->out,    prefill_ticket(args->scratch),
                 pages_of(args->kv), args->Nq, args->kv.Nkv, n_parts};
-    switch ((group + n_parts - 1) / n_parts) {
+    switch (heads) {
     case 1:
         return launch_prefill<1>(p, args->max_prefill_tiles, on);
     case 2:

@@ -69,6 +69,19 @@ void a_prompt_cut_anywhere_has_the_same_bits(void **)
         }
 }
 
+// Fewer units than multiprocessors: the query heads of a key-value head are dealt out singly or in pairs.
+void the_size_of_the_device_changes_no_bits(void **)
+{
+    World w(8, 2, 64, {150});
+    const std::vector<Rows> rows = {{0, 0, 150, false}};
+    std::vector<hrk_bf16> out = w.run({hrk_attention_prefill}, rows);
+
+    for (uint32_t n_sms : {1u, 13u, 30u}) {
+        w.n_sms = n_sms;
+        assert_true(w.run({hrk_attention_prefill}, rows) == out);
+    }
+}
+
 // Decode items and tiles in turns, as a step has them: both kernels together fill every row, each only its own.
 void tiles_and_decode_items_share_a_step(void **)
 {
@@ -126,6 +139,7 @@ int main()
         cmocka_unit_test(every_page_size_gives_the_same_bits),
         cmocka_unit_test(a_long_past_is_attended_to),
         cmocka_unit_test(a_prompt_cut_anywhere_has_the_same_bits),
+        cmocka_unit_test(the_size_of_the_device_changes_no_bits),
         cmocka_unit_test(tiles_and_decode_items_share_a_step),
         cmocka_unit_test(a_step_without_tiles_does_nothing),
         cmocka_unit_test(shapes_that_it_cannot_do_are_refused),
