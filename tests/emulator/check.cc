@@ -142,6 +142,8 @@ Cell *cells_of(const void *p, size_t n, Site &site)
     site.is_static = false;
     if (Block *b = block_of(p)) {
         const size_t offset = static_cast<size_t>(static_cast<const unsigned char *>(p) - b->smem);
+        if (b->live == 0)
+            site.fail_here("access to the shared memory of a block that has exited");
         if (offset + n > b->smem_bytes)
             site.fail_here("access of %zu bytes runs past the end of dynamic shared memory (offset %zu of %zu)", n,
                            offset, b->smem_bytes);
@@ -427,10 +429,10 @@ void check_store_wait(Fiber *f, uint32_t number)
 
 // ---------------------------------------------------------------- cp.async
 
-void check_copy_issue(void *p, Loc w)
+uint32_t check_copy_issue(void *p, Loc w)
 {
     if (!is_checking())
-        return;
+        return 0;
     Site site = {w, nullptr, p, false};
     Cell *cells = cells_of(p, 16, site);
     if (!cells)
@@ -438,17 +440,18 @@ void check_copy_issue(void *p, Loc w)
     access_shared(cells, 16, WRITE, current, site);
     for (int i = 0; i < 16; i++)
         cells[i].writer = CLOCK_MAX << CLOCK_SHIFT | IN_FLIGHT;
+    return current->clock[current->id];
 }
 
-void check_copy_landed(Fiber *f, void *p, const Clock &clock)
+void check_copy_landed(Fiber *f, const CpAsync &copy)
 {
     if (!is_checking())
         return;
-    Site site = {{nullptr, 0}, nullptr, p, false};
-    Cell *cells = cells_of(p, 16, site);
+    Site site = {{nullptr, 0}, nullptr, copy.to, false};
+    Cell *cells = cells_of(copy.to, 16, site);
     for (int i = 0; i < 16; i++)
         if ((cells[i].writer & WHO) == IN_FLIGHT)
-            cells[i].writer = make_epoch(clock[f->id], f->id);
+            cells[i].writer = make_epoch(copy.issued, f->id);
 }
 
 } // namespace simt

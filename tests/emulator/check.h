@@ -39,9 +39,10 @@ void check_wgmma_wait(Fiber *f, uint32_t done_groups);
 // The source of a bulk store, read from now until its issuer waits; the number stands for it there.
 uint32_t check_store_source(Fiber *f, const void *p, size_t n, Loc w);
 void check_store_wait(Fiber *f, uint32_t number);
-// The target of a cp.async belongs to nobody from issue until its issuer has waited.
-void check_copy_issue(void *p, Loc w);
-void check_copy_landed(Fiber *f, void *p, const Clock &clock);
+// The target of a cp.async belongs to nobody from issue until its issuer has waited, or an mbarrier for it; then it was
+// written at the issuer's time of issue, which check_copy_issue returns.
+uint32_t check_copy_issue(void *p, Loc w);
+void check_copy_landed(Fiber *f, const CpAsync &copy);
 // Device memory touched by something that is not instrumented: bounds (always), rules of programmatic launches
 // (checked).
 void check_global(const void *p, size_t n, Access access, const char *what, Loc w);

@@ -46,7 +46,7 @@ void submit_async(AsyncOp &&op)
 void run_async(const AsyncOp &op)
 {
     if (op.copier) {
-        land_copies(op.copier, op.copies_end, op.clock);
+        land_copies(op.copier, op.copies_end);
         mbar_arrive_op(op.bar, op);
         return;
     }
@@ -238,7 +238,7 @@ static void land(CpAsync &c)
 
 void cp_async16(void *smem, const void *global, bool pred, Loc w)
 {
-    CpAsync c = {smem, global, pred, false, w};
+    CpAsync c = {smem, global, pred, false, 0};
 
     if ((reinterpret_cast<uintptr_t>(smem) | (pred ? reinterpret_cast<uintptr_t>(global) : 0)) & 15)
         fail(w, "cp.async: shared 0x%x or global %p is not 16-byte aligned", smem_addr(smem), global);
@@ -247,20 +247,20 @@ void cp_async16(void *smem, const void *global, bool pred, Loc w)
         check_global(global, 16, READ, "cp.async", w);
         gang->counters.cp_async_bytes += 16;
     }
-    check_copy_issue(smem, w);
+    c.issued = check_copy_issue(smem, w);
     if (config.async == ASYNC_EARLY || (config.async == ASYNC_RANDOM && random_bits() % 2))
         land(c);
     current->copies.push_back(c);
 }
 
-void land_copies(Fiber *f, uint64_t end, const Clock &clock)
+void land_copies(Fiber *f, uint64_t end)
 {
     if (end <= f->copies_base)
         return;
     const size_t n = std::min<size_t>(end - f->copies_base, f->copies.size());
     for (size_t i = 0; i < n; i++) {
         land(f->copies[i]);
-        check_copy_landed(f, f->copies[i].to, clock);
+        check_copy_landed(f, f->copies[i]);
     }
     f->copies.erase(f->copies.begin(), f->copies.begin() + static_cast<ptrdiff_t>(n));
     f->copies_base += n;
@@ -278,7 +278,7 @@ void cp_async_wait(int keep)
 
     if (n_groups <= static_cast<size_t>(keep))
         return;
-    land_copies(f, f->copy_groups[n_groups - static_cast<size_t>(keep) - 1], f->clock);
+    land_copies(f, f->copy_groups[n_groups - static_cast<size_t>(keep) - 1]);
     f->copy_groups.erase(f->copy_groups.begin(), f->copy_groups.end() - keep);
 }
 

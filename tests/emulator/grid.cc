@@ -1,11 +1,14 @@
 // Running a grid: gangs of blocks are built, handed to OS threads and run; what they did is added up.
 #include "check.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <set>
+#include <string>
 #include <thread>
 
 namespace simt
@@ -165,7 +168,7 @@ void build_gang(Gang &g, const Grid &grid, uint64_t index)
     g.cluster = Barrier();
     g.cluster_phase = 0;
     g.random = (config.seed * 0x9e3779b97f4a7c15ull) ^ ((index + 1) * 0xd1b54a32d192ed03ull);
-    g.spins = 0;
+    g.spins = g.starved_for = 0;
     g.head = g.tail = 0;
     g.live = n_fibers;
     g.counters = Counters();
@@ -270,6 +273,25 @@ std::mutex records_mutex;
 std::vector<LaunchRecord> records;
 constexpr size_t RECORDS_MAX = 65536;
 
+// SIMT_TRACE=FILE: a line "kernel<TAB>threads<TAB>dynamic shared bytes" for each different launch, appended, for
+// tests/tools/kernel_budget.py.
+void trace_launch(const char *name, dim3 block, size_t smem)
+{
+    static const char *path = getenv("SIMT_TRACE");
+    static std::set<std::string> seen;
+    std::string line;
+
+    if (!path)
+        return;
+    line = std::string(name) + "\t" + std::to_string(volume(block)) + "\t" + std::to_string(smem) + "\n";
+    if (!seen.insert(line).second)
+        return;
+    if (FILE *file = fopen(path, "a")) {
+        fputs(line.c_str(), file);
+        fclose(file);
+    }
+}
+
 } // namespace
 
 std::vector<LaunchRecord> take_launches()
@@ -308,6 +330,7 @@ void run_grid(dim3 grid, dim3 block, size_t smem, dim3 cluster, const char *name
     }
     check_grid_end(g.launched_before_wait);
     std::lock_guard<std::mutex> lock(records_mutex);
+    trace_launch(name, block, smem);
     if (records.size() >= RECORDS_MAX)
         records.erase(records.begin(), records.begin() + RECORDS_MAX / 2);
     records.push_back({name, grid, block, cluster, smem, programmatic, g.counters});

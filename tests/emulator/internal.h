@@ -27,7 +27,7 @@ struct CpAsync {
     void *to;
     const void *from;
     bool pred, done;
-    Loc where;
+    uint32_t issued; // for the checks
 };
 
 // A store from shared to global memory: reading the source and writing the destination are waited for separately.
@@ -170,6 +170,8 @@ struct Gang {
     const char *kernel = "";
     bool is_programmatic = false, has_failed = false;
     uint64_t random = 0, spins = 0;
+    const Warp *starved = nullptr; // with a seed: seldom drawn
+    uint64_t starved_for = 0;      // draws from now on
     Counters counters;
 };
 
@@ -198,8 +200,7 @@ void mbar_arrive_op(uint64_t *b, const AsyncOp &op);
 void mbar_complete(uint64_t *b, uint32_t bytes, const AsyncOp &op);
 void submit_async(AsyncOp &&op);
 void run_async(const AsyncOp &op);
-void land_copies(Fiber *f, uint64_t end,
-                 const Clock &clock); // cp.async before number end; clock: what their waiter knows
+void land_copies(Fiber *f, uint64_t end); // cp.async before number end
 void check_copies_at_exit(Fiber *f);
 // box_rows.cc: walks the rows of a tensor map's box
 void tensor_load(const TensorMap &map, unsigned char *to, const int *at);

@@ -138,7 +138,13 @@ std::string symbol_name(const void *function)
         name.erase(at_text, anonymous.size());
     if (name.compare(0, 5, "void ") == 0) // of a template
         name.erase(0, 5);
-    return name.substr(0, name.find('('));
+    int depth = 0; // of template arguments, which may hold parentheses
+    for (size_t i = 0; i < name.size(); i++) {
+        depth += name[i] == '<' ? 1 : name[i] == '>' ? -1 : 0;
+        if (name[i] == '(' && depth == 0)
+            return name.substr(0, i);
+    }
+    return name;
 }
 
 // The section lies in the template of thread locals; each OS thread has a copy at the same offset.
