@@ -130,10 +130,16 @@ template <class S> struct Epilogue {
                                      pack_bf16(acc[0][4 * j + 4], acc[0][4 * j + 5]),
                                      pack_bf16(acc[0][4 * j + 6], acc[0][4 * j + 7]));
             wgmma::sync_consumer(lane.consumer);
-            for (uint32_t i = lane.t / LANES; i < (uint32_t)CHUNK; i += AT_ONCE)
+            if (lane.warp * (32 / LANES) >= (uint32_t)CHUNK)
+                continue;
+#pragma unroll
+            for (int k = 0; k < CHUNK; k += AT_ONCE) {
+                const uint32_t i = k + lane.t / LANES;
+
                 finish_token(tile, c + i, *reinterpret_cast<const uint4 *>(stage + swizzle128(i, member * 32)),
                              *reinterpret_cast<const uint4 *>(stage + swizzle128(i, member * 32 + 16)), head, member,
                              lane);
+            }
         }
     }
     // low: dimensions 8 member .. + 7 of the head, high: 32 further. A token's lanes are in one warp, and all come

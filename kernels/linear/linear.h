@@ -21,12 +21,13 @@ int gate_up_wgmma(const hrk_gate_up_args *args, const hrk_launch *on);
 int down_wgmma(const hrk_down_args *args, const hrk_launch *on);
 
 // Equation 15 for one value, from fp32 sums: gate and up rounded to bf16, silu rounded, product to be rounded by the
-// caller.
+// caller. The quick exponential and division err by some 2^-21, next to a rounding of 2^-9, and save some 18
+// instructions a value.
 __device__ __forceinline__ float swiglu(float gate, float up)
 {
     const float g = round_bf16(gate);
 
-    return round_bf16(g / (1.0f + expf(-g))) * round_bf16(up);
+    return round_bf16(__fdividef(g, 1.0f + __expf(-g))) * round_bf16(up);
 }
 
 } // namespace hrk

@@ -206,12 +206,10 @@ template <class S> struct Walk {
     {
     }
     // Inside an expert: RASTER_ROWS rows' tiles at a time, over these the strips, and for a strip its token tiles.
-    __device__ __forceinline__ bool find(uint32_t index, Tile &tile)
+    __device__ __forceinline__ Tile find(uint32_t index)
     {
         constexpr uint32_t CHUNK = RASTER_ROWS / S::N;
 
-        if (index >= b.counts[1])
-            return false;
         while (at + 1 < b.counts[0] && b.entries[at + 1].first_tile <= index)
             at++;
         const Entry e = b.entries[at];
@@ -227,11 +225,7 @@ template <class S> struct Walk {
             column = chunk * CHUNK + rest % wide;
             rest /= wide;
         }
-        tile.m = rest;
-        tile.expert = e.expert;
-        tile.row = e.row + column * step;
-        tile.n = min((uint32_t)S::N, e.n_rows - column * step);
-        return true;
+        return Tile{rest, e.expert, e.row + column * step, min((uint32_t)S::N, e.n_rows - column * step)};
     }
 };
 
@@ -307,10 +301,10 @@ __device__ __forceinline__ void produce(const Block<S> &b, const Problem &p, uin
     const uint32_t to = row * 128 + ((piece ^ (row & 7)) << 4); // rows 16 apart swizzle alike
     Walk<S> walk(b, p);
     Position<S> at;
-    Tile tile;
     uint32_t n_loaded = 0;
 
-    for (uint32_t index = blockIdx.x; walk.find(index, tile); index += gridDim.x) {
+    for (uint32_t index = blockIdx.x; index < b.counts[1]; index += gridDim.x) {
+        const Tile tile = walk.find(index);
         uint32_t offset[GATHER ? S::SLICES : 1];
 
 #pragma unroll
@@ -367,24 +361,37 @@ __device__ __forceinline__ void sync_consumer(uint32_t consumer)
         prim::bar_sync(3, WARPGROUP);
 }
 
+// An operand's descriptor, `bytes` further on than the one whose words these are. Addresses end below 2^18, so only the
+// low word changes.
+__device__ __forceinline__ uint64_t operand(uint32_t low, uint32_t high, uint32_t bytes)
+{
+    return (uint64_t)high << 32 | (low + bytes / 16);
+}
+
+// The loops run on values that the compiler can see to be the same in all lanes, so that it keeps the ring's position
+// and the descriptors in uniform registers: a wgmma takes its descriptors from there, and moving them would cost more
+// issue slots than a narrow wgmma takes time.
 template <class S, class Epilogue>
 __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, const Lane &lane, Epilogue &epilogue)
 {
-    const uint64_t a0 = prim::desc_128b(b.ring + lane.consumer * (S::BY_GROUP ? S::GROUP_BYTES : S::STRIP_BYTES));
-    const uint64_t b0 = prim::desc_128b(b.ring + S::WEIGHT_BYTES * S::K_BLOCKS);
+    const uint64_t a0 = prim::desc_128b(b.ring), b0 = prim::desc_128b(b.ring + S::WEIGHT_BYTES * S::K_BLOCKS);
+    const uint32_t mine = lane.consumer * (S::BY_GROUP ? S::GROUP_BYTES : S::STRIP_BYTES);
+    const uint32_t a_low = (uint32_t)a0 + mine / 16, a_high = (uint32_t)(a0 >> 32);
+    const uint32_t b_low = (uint32_t)b0, b_high = (uint32_t)(b0 >> 32);
+    const uint32_t n_tiles = __shfl_sync(0xffffffffu, b.counts[1], 0);
     Walk<S> walk(b, p);
     Position<S> at;
-    Tile tile;
 
-    for (uint32_t index = blockIdx.x; walk.find(index, tile); index += gridDim.x) {
+    for (uint32_t index = blockIdx.x; index < n_tiles; index += gridDim.x) {
         // Zeroed, not left to wgmma's scale operand: the compiler would carry the sums of one tile to the next, right
         // through the epilogue, which needs the registers.
         float acc[S::ACCS][S::N / 2] = {};
         uint32_t before = S::STAGES;
+        const Tile tile = walk.find(index);
 
         epilogue.begin(tile, lane);
         for (uint32_t k = 0; k < p.k_blocks; k += S::K_BLOCKS) {
-            const uint64_t from = (uint64_t)(at.stage * (S::STAGE_BYTES / 16));
+            const uint32_t from = at.stage * S::STAGE_BYTES;
 
             prim::mbar_wait(b.full + at.stage, at.phase);
             prim::fence_proxy_async(); // token rows were written by cp.async, wgmma reads through the other proxy
@@ -395,9 +402,9 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
                 for (int q = 0; q < K_BLOCK / 16; q++) {
 #pragma unroll
                     for (int g = 0; g < S::ACCS; g++)
-                        prim::wgmma_bf16<S::N>(acc[g],
-                                               a0 + from + (j * S::WEIGHT_BYTES + g * S::GROUP_BYTES) / 16 + 2 * q,
-                                               b0 + from + j * S::TOKEN_BYTES / 16 + 2 * q, 1);
+                        prim::wgmma_bf16<S::N>(
+                            acc[g], operand(a_low, a_high, from + j * S::WEIGHT_BYTES + g * S::GROUP_BYTES + 32 * q),
+                            operand(b_low, b_high, from + j * S::TOKEN_BYTES + 32 * q), 1);
                 }
             }
             prim::wgmma_commit();
@@ -422,7 +429,7 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
 template <class S, bool GATHER, class Epilogue>
 __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogue &epilogue)
 {
-    const uint32_t t = threadIdx.x, group = t / WARPGROUP;
+    const uint32_t t = threadIdx.x, warp = __shfl_sync(0xffffffffu, t / 32, 0), group = warp / 4;
     const bool is_producer = group == (uint32_t)S::CONSUMERS, is_lead = t == S::CONSUMERS * WARPGROUP;
     const uint32_t early = count_early<S>(p);
     uint64_t policy = 0;
@@ -451,7 +458,7 @@ __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogu
             prim::reg_inc<232>();
         if constexpr (S::CONSUMERS == 3)
             prim::reg_inc<152>();
-        consume(b, p, Lane{group, t % WARPGROUP, t / 32 % 4, t % 32}, epilogue);
+        consume(b, p, Lane{group, t % WARPGROUP, warp % 4, t % 32}, epilogue);
     }
 }
 
