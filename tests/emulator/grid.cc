@@ -64,6 +64,26 @@ struct Worker {
 };
 thread_local Worker *worker = nullptr;
 
+// Threads that launch come and go; what they worked with stays for the next ones. (Never destroyed: threads outlive
+// main.)
+std::mutex idle_mutex;
+std::vector<Worker *> &idle = *new std::vector<Worker *>;
+struct WorkerLease {
+    WorkerLease()
+    {
+        std::lock_guard<std::mutex> lock(idle_mutex);
+        if (idle.empty())
+            idle.push_back(new Worker);
+        worker = idle.back();
+        idle.pop_back();
+    }
+    ~WorkerLease()
+    {
+        std::lock_guard<std::mutex> lock(idle_mutex);
+        idle.push_back(worker);
+    }
+};
+
 void add(Counters &to, const Counters &c)
 {
     to.bulk_load_bytes += c.bulk_load_bytes;
@@ -188,10 +208,9 @@ void build_gang(Gang &g, const Grid &grid, uint64_t index)
 
 void run_gang(Grid &grid, uint64_t index)
 {
-    if (!worker) {
-        worker = new Worker;
-        install_fault_stack();
-    }
+    static thread_local WorkerLease lease;
+    (void)lease;
+    install_fault_stack();
     Gang &g = worker->gang;
 
     gang = &g;

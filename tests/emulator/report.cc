@@ -215,15 +215,31 @@ FaultSignals::~FaultSignals()
     sigaction(SIGBUS, &before[1], nullptr);
 }
 
-// For the calling OS thread: the handler runs on a stack of its own and never returns into the kernel.
+// For the calling OS thread: the handler runs on a stack of its own and never returns into the kernel. The stack that
+// was there before comes back when the thread ends: a sanitizer's runtime wants to release its own.
 void install_fault_stack()
 {
     constexpr size_t BYTES = 256 * 1024;
-    stack_t stack = {};
+    struct FaultStack {
+        FaultStack()
+        {
+            stack_t stack = {};
 
-    stack.ss_size = BYTES;
-    stack.ss_sp = malloc(BYTES);
-    sigaltstack(&stack, nullptr);
+            stack.ss_size = BYTES;
+            stack.ss_sp = memory = malloc(BYTES);
+            sigaltstack(&stack, &before);
+        }
+        ~FaultStack()
+        {
+            sigaltstack(&before, nullptr);
+            free(memory);
+        }
+        stack_t before;
+        void *memory;
+    };
+    static thread_local FaultStack installed;
+
+    (void)installed;
 }
 
 } // namespace simt
