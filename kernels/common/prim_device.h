@@ -303,13 +303,18 @@ HRK_PRIM void fence_proxy_async()
 {
     HRK_ASM90("fence.proxy.async.shared::cta;" ::: "memory");
 }
+// HRK_NO_SETMAXNREG: to see how many registers the code takes by itself (tests/tools/kernel_budget.py).
 template <int N> HRK_PRIM void reg_inc()
 {
+#ifndef HRK_NO_SETMAXNREG
     HRK_ASM90A("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+#endif
 }
 template <int N> HRK_PRIM void reg_dec()
 {
+#ifndef HRK_NO_SETMAXNREG
     HRK_ASM90A("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+#endif
 }
 // Devices before sm_90 have no programmatic launches: every kernel starts after the one before it has ended.
 HRK_PRIM void griddep_wait()
