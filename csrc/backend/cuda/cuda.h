@@ -17,9 +17,8 @@
 enum {
     HR_CUDA_ALIGNMENT = 1024, /* of every buffer: what the widest swizzle and the bulk copies ask for */
     HR_CUDA_IN_FLIGHT = 2,
-    HR_CUDA_ROW_CLASSES = 18, /* graphs for at most 1, 2, 4 .. 2^17 rows */
-    HR_CUDA_STAGING_BYTES = 16 << 20,
-    HR_CUDA_READBACK_BYTES = 4 << 20, /* pinned piece for logits, taps and the test doors */
+    HR_CUDA_ROW_CLASSES = 18,         /* graphs for at most 1, 2, 4 .. 2^17 rows */
+    HR_CUDA_STAGING_BYTES = 16 << 20, /* at most, a piece of weights on its way */
     HR_CUDA_PAGE_UPDATES = 32768,     /* changes of one upload */
     HR_CUDA_PAYLOAD_WORDS = 131072,   /* ids and biases of one upload */
     HR_CUDA_NO_PAGE = -1,
@@ -74,6 +73,7 @@ typedef struct hr_cuda_changes {
 /* One of the steps in flight. */
 typedef struct hr_cuda_flight {
     unsigned char *upload; /* pinned, upload_bytes */
+    size_t upload_used;    /* bytes of it that the step sends */
     hrk_sample *samples;   /* pinned, [max_outputs] */
     hrk_top *tops;         /* pinned, [max_outputs, HRK_TOP_MAX] */
     cudaEvent_t begun, ended;
@@ -115,7 +115,7 @@ typedef struct hr_cuda {
     size_t state_values;
     unsigned char *scratch;
     hrk_tables tables;
-    size_t upload_bytes;
+    size_t upload_bytes, staging_bytes;
     hrk_bf16 *x, *xn;     /* [T, ld(H)] */
     hrk_bf16 *mix;        /* [T, max(ld(H), ld(Nq D))]: what goes into the operator's output projection */
     hrk_bf16 *q;          /* [T, ld(Nq D)] */
@@ -141,7 +141,7 @@ typedef struct hr_cuda {
     uint32_t *page_mirror;            /* [n_slots, max_pages] */
     uint32_t *row_span;               /* [T] */
     hr_cuda_changes changes;
-    unsigned char *readback; /* pinned, HR_CUDA_READBACK_BYTES or one row of logits */
+    unsigned char *readback; /* pinned: one row of logits; for logits, taps and the test doors */
     size_t readback_bytes;
     float *tap_values; /* [T or outputs, widest], with taps only */
     cudaStream_t stream;
@@ -167,6 +167,8 @@ void hr_cuda_give_memory(hr_cuda *cuda);
 
 /* cuda_weights.c */
 void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_cuda_carver *c);
+/* A piece of weights on its way to the device: some rows of the widest matrix, at most HR_CUDA_STAGING_BYTES. */
+size_t hr_cuda_staging_bytes(const hr_cuda *cuda);
 headrace_status hr_cuda_load_weights(hr_cuda *cuda, headrace_error *err);
 
 /* cuda_upload.c: describes the batch to the device; *shape says what it needs. Enqueues the copy. */

@@ -154,8 +154,8 @@ void hr_cuda_lay_out(hr_cuda *cuda, hr_cuda_carver *c)
     cuda->tables.step = hr_cuda_carve(c, 1, cuda->upload_bytes);
     lay_out_rows(cuda, c);
     lay_out_outputs(cuda, c);
-    if (c->used - at < (size_t)2 * HR_CUDA_STAGING_BYTES)
-        (void)hr_cuda_carve(c, 1, (size_t)2 * HR_CUDA_STAGING_BYTES - (c->used - at));
+    if (c->used - at < 2 * cuda->staging_bytes)
+        (void)hr_cuda_carve(c, 1, 2 * cuda->staging_bytes - (c->used - at));
     cuda->scratch_bytes = c->used - at;
 }
 
@@ -257,6 +257,7 @@ headrace_status hr_cuda_plan(hr_cuda *cuda, const hr_model *model, const hr_back
     cuda->slot_bytes = bytes_a_slot(cuda);
     cuda->tap_cols = largest(largest(arch->hidden_size, arch->n_experts), (size_t)arch->n_heads * arch->head_dim);
     bound_attention(cuda);
+    cuda->staging_bytes = hr_cuda_staging_bytes(cuda);
     cuda->upload_bytes = hr_cuda_upload_bytes(cuda);
     cuda->layers = calloc(arch->n_layers, sizeof *cuda->layers);
     if (!cuda->layers)
@@ -347,7 +348,7 @@ static headrace_status take_host_memory(hr_cuda *cuda, headrace_error *err)
 
 static headrace_status take_pinned(hr_cuda *cuda, headrace_error *err)
 {
-    cuda->readback_bytes = largest(HR_CUDA_READBACK_BYTES, hrk_ld(cuda->arch->vocab_size) * sizeof(float));
+    cuda->readback_bytes = hrk_ld(cuda->arch->vocab_size) * sizeof(float);
     HR_CUDA_TRY(cuda, cudaMallocHost((void **)&cuda->readback, cuda->readback_bytes));
     for (uint32_t i = 0; i < HR_CUDA_IN_FLIGHT; i++) {
         hr_cuda_flight *f = &cuda->flights[i];
@@ -388,6 +389,8 @@ headrace_status hr_cuda_take_memory(hr_cuda *cuda, headrace_error *err)
 
 void hr_cuda_give_memory(hr_cuda *cuda)
 {
+    if (cuda->stream) /* first: a recording that failed keeps memory from being freed until its stream is gone */
+        (void)cudaStreamDestroy(cuda->stream);
     for (uint32_t i = 0; i < HR_CUDA_IN_FLIGHT; i++) {
         hr_cuda_flight *f = &cuda->flights[i];
         hr_batch *batch = &cuda->batches[i];
@@ -406,8 +409,6 @@ void hr_cuda_give_memory(hr_cuda *cuda)
         free(batch->samples);
     }
     (void)cudaFreeHost(cuda->readback);
-    if (cuda->stream)
-        (void)cudaStreamDestroy(cuda->stream);
     (void)cudaFree(cuda->arena);
     free(cuda->slots);
     free(cuda->slot_token);

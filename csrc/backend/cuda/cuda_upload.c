@@ -59,6 +59,7 @@ static void *reserve(writer *w, size_t n, size_t size, uint32_t *at)
 
 static headrace_status copy_block(writer *w, headrace_error *err)
 {
+    w->flight->upload_used = w->used;
     HR_CUDA_TRY(w->cuda, cudaMemcpyAsync((void *)(uintptr_t)w->cuda->tables.step, w->flight->upload, w->used,
                                          cudaMemcpyHostToDevice, w->cuda->stream));
     return HEADRACE_OK;

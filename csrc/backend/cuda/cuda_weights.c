@@ -20,17 +20,19 @@ enum { BUFFERS = 2 };
 
 /* ---------------------------------------------------------------- places */
 
-static hrk_matrix carve_matrix(const hr_cuda *cuda, hr_cuda_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
-                               uint32_t n_stack)
+static hrk_matrix carve_as(hrk_layout layout, hr_cuda_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
+                           uint32_t n_stack)
 {
-    hrk_matrix m = {.rows = rows,
-                    .cols = cols,
-                    .n_groups = n_groups,
-                    .n_stack = n_stack,
-                    .layout = cuda->is_tiled ? HRK_TILED : HRK_ROW_MAJOR};
+    hrk_matrix m = {.rows = rows, .cols = cols, .n_groups = n_groups, .n_stack = n_stack, .layout = layout};
 
     m.data = hr_cuda_carve(c, n_stack, hrk_matrix_values(rows, cols, n_groups, m.layout) * sizeof(hrk_bf16));
     return m;
+}
+
+static hrk_matrix carve_matrix(const hr_cuda *cuda, hr_cuda_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
+                               uint32_t n_stack)
+{
+    return carve_as(cuda->is_tiled ? HRK_TILED : HRK_ROW_MAJOR, c, rows, cols, n_groups, n_stack);
 }
 
 static const float *carve_vector(hr_cuda_carver *c, const float *source, size_t n)
@@ -46,8 +48,12 @@ static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_cuda_
     if (layer->source->operator== HR_OPERATOR_CONV) {
         const hr_conv_weights *w = &layer->source->conv;
 
-        layer->in = cuda->fuses_conv ? carve_matrix(cuda, c, H, H, 3, 1) : carve_matrix(cuda, c, 3 * H, H, 1, 1);
-        layer->out = carve_matrix(cuda, c, H, H, 1, 1);
+        /* Products with biases are the portable kernels' alone. */
+        hrk_layout in = cuda->is_tiled && !w->in_bias ? HRK_TILED : HRK_ROW_MAJOR;
+        hrk_layout out = cuda->is_tiled && !w->out_bias ? HRK_TILED : HRK_ROW_MAJOR;
+
+        layer->in = cuda->fuses_conv ? carve_as(in, c, H, H, 3, 1) : carve_as(in, c, 3 * H, H, 1, 1);
+        layer->out = carve_as(out, c, H, H, 1, 1);
         layer->taps = carve_vector(c, w->taps, (size_t)H * L);
         layer->in_bias = carve_vector(c, w->in_bias, 3 * (size_t)H);
         layer->conv_bias = carve_vector(c, w->conv_bias, H);
@@ -177,7 +183,7 @@ static void stage_rows(loader *l, const hr_matrix *from, uint32_t first, uint32_
 static headrace_status copy_matrix(loader *l, const hr_matrix *from, const destination *d, headrace_error *err)
 {
     size_t row_bytes = staged_row_bytes(from);
-    uint32_t most = (uint32_t)(HR_CUDA_STAGING_BYTES / row_bytes);
+    uint32_t most = (uint32_t)(l->cuda->staging_bytes / row_bytes);
 
     for (uint32_t first = 0; first < from->rows && !l->cuda->model->is_dummy; first += most) {
         uint32_t n = from->rows - first < most ? from->rows - first : most;
@@ -210,10 +216,10 @@ static headrace_status copy_matrix(loader *l, const hr_matrix *from, const desti
 /* fp32 values to where they stay. */
 static headrace_status copy_vector(loader *l, const float *from, const float *to, size_t n, headrace_error *err)
 {
-    enum { MOST = HR_CUDA_STAGING_BYTES / sizeof(float) };
+    size_t most = l->cuda->staging_bytes / sizeof *from;
 
-    for (size_t first = 0; from && first < n; first += MOST) {
-        size_t count = n - first < MOST ? n - first : MOST;
+    for (size_t first = 0; from && first < n; first += most) {
+        size_t count = n - first < most ? n - first : most;
 
         HR_PASS(wait_for_buffer(l, err));
         memcpy(l->host[l->next], from + first, count * sizeof *from);
@@ -228,7 +234,7 @@ static headrace_status copy_vector(loader *l, const float *from, const float *to
 static headrace_status copy_rope(loader *l, headrace_error *err)
 {
     const hr_cuda *cuda = l->cuda;
-    uint32_t D = cuda->arch->head_dim, half = D / 2, most = (uint32_t)(HR_CUDA_STAGING_BYTES / (D * sizeof(float)));
+    uint32_t D = cuda->arch->head_dim, half = D / 2, most = (uint32_t)(l->cuda->staging_bytes / (D * sizeof(float)));
 
     for (uint32_t first = 0; first < cuda->max_context && cuda->arch->n_attention_layers > 0; first += most) {
         uint32_t n = cuda->max_context - first < most ? cuda->max_context - first : most;
@@ -415,13 +421,26 @@ static uint64_t total_bytes(const hr_cuda *cuda)
 /* Columns of the widest matrix. */
 static size_t widest(const hr_cuda *cuda)
 {
-    size_t cols = cuda->arch->hidden_size;
+    const hr_arch *arch = cuda->arch;
+    size_t cols = arch->hidden_size, heads = (size_t)arch->n_heads * arch->head_dim;
 
-    for (uint32_t i = 0; i < cuda->arch->n_layers; i++) {
-        cols = cuda->layers[i].out.cols > cols ? cuda->layers[i].out.cols : cols;
-        cols = cuda->layers[i].down.cols > cols ? cuda->layers[i].down.cols : cols;
+    cols = heads > cols ? heads : cols;
+    for (uint32_t i = 0; i < arch->n_layers; i++) {
+        const hr_layer *layer = &cuda->model->layers[i];
+        size_t width = layer->is_moe ? arch->expert_ffn_dim : layer->dense.gate.rows;
+
+        cols = width > cols ? width : cols;
     }
     return cols;
+}
+
+size_t hr_cuda_staging_bytes(const hr_cuda *cuda)
+{
+    size_t row = widest(cuda) * sizeof(float), all = row * cuda->arch->vocab_size;
+
+    all = all < HR_CUDA_STAGING_BYTES ? all : HR_CUDA_STAGING_BYTES;
+    all = all > row ? all : row;
+    return (all + HR_CUDA_ALIGNMENT - 1) / HR_CUDA_ALIGNMENT * HR_CUDA_ALIGNMENT;
 }
 
 static headrace_status open_loader(loader *l, headrace_error *err)
@@ -431,9 +450,9 @@ static headrace_status open_loader(loader *l, headrace_error *err)
     if (!l->row)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a row of %zu weights", widest(l->cuda));
     for (uint32_t i = 0; i < BUFFERS; i++) {
-        HR_CUDA_TRY(l->cuda, cudaMallocHost((void **)&l->host[i], HR_CUDA_STAGING_BYTES));
+        HR_CUDA_TRY(l->cuda, cudaMallocHost((void **)&l->host[i], l->cuda->staging_bytes));
         HR_CUDA_TRY(l->cuda, cudaEventCreateWithFlags(&l->free[i], cudaEventDisableTiming));
-        l->device[i] = l->cuda->scratch + (size_t)i * HR_CUDA_STAGING_BYTES;
+        l->device[i] = l->cuda->scratch + i * l->cuda->staging_bytes;
     }
     return HEADRACE_OK;
 }
@@ -455,9 +474,8 @@ headrace_status hr_cuda_load_weights(hr_cuda *cuda, headrace_error *err)
 
     HR_TRY_GOTO(done, open_loader(&l, err));
     HR_TRY_GOTO(done, load(&l, err));
-    status = hr_cuda_check(
-        cuda, (int)cudaMemsetAsync(cuda->scratch, 0, (size_t)BUFFERS * HR_CUDA_STAGING_BYTES, cuda->stream),
-        "cudaMemsetAsync", err);
+    status = hr_cuda_check(cuda, (int)cudaMemsetAsync(cuda->scratch, 0, BUFFERS * cuda->staging_bytes, cuda->stream),
+                           "cudaMemsetAsync", err);
 done:
     /* Also after a failure: the buffers must not be freed under a copy. */
     if (cuda->stream) {
