@@ -11,6 +11,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 NAMES = {
     "llama": ("engine/llama.py", "decode, prefill, concurrent decode and memory beside llama.cpp, same shapes, same threads"),
     "start": ("engine/start.py", "start to first token of the embedded model"),
+    "host": ("engine/host.py", "host time of a step of 1,024 answers on the CUDA backend, without a GPU"),
     "http": ("server/http_front.py", "CPU time of the HTTP front per streamed token"),
     "tokenizer": ("text/run.py", "tokenizer on prose, on one letter and on CJK, beside the tokenizers package"),
     "kernels": ("kernels/run.py", "CPU kernels beside the machine's measured memory and arithmetic roofs"),
