@@ -14,6 +14,15 @@
 namespace simt
 {
 
+// Here and not in instrument.cc, so that a program of plain kernels links with a sanitizer's own functions of those
+// names.
+bool has_instrumented; // constant initialisation: set by constructors that may run before any other
+
+bool is_checked_build()
+{
+    return has_instrumented;
+}
+
 namespace
 {
 

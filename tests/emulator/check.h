@@ -11,7 +11,7 @@
 namespace simt
 {
 
-extern bool has_instrumented; // instrument.cc
+extern bool has_instrumented; // set by instrument.cc
 
 inline bool is_checking()
 {

@@ -5,18 +5,6 @@
 
 #include <string.h>
 
-namespace simt
-{
-
-bool has_instrumented; // constant initialisation: set by constructors that may run before any other
-
-bool is_checked_build()
-{
-    return has_instrumented;
-}
-
-} // namespace simt
-
 #define PC __builtin_return_address(0)
 #define UNNAMED       \
     simt::Loc         \
