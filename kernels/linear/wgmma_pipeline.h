@@ -532,8 +532,8 @@ struct Load {
 };
 
 // Cycles that a variant should take, from counts alone. A multiprocessor does 2,048 multiply-adds a cycle, reads 128
-// bytes of shared memory (wgmma reads both operands from there), and draws some 48 bytes from the L2 cache; the memory
-// gives all of them some 14 bytes each.
+// bytes of shared memory (wgmma reads both operands from there), and draws at most some 48 bytes from the L2 cache; all
+// of them together draw some 32 each from there, and some 14 each from memory.
 inline double estimate(const Variant &v, const Load &l, uint32_t n_sms)
 {
     const double tiles = (double)l.matrices * m_tiles(v, l.n_strips) * token_tiles(l.rows_each, v.n, l.overlap);
@@ -541,12 +541,14 @@ inline double estimate(const Variant &v, const Load &l, uint32_t n_sms)
     const double instruction = v.n / 2.0 > 16 + v.n / 4.0 ? v.n / 2.0 : 16 + v.n / 4.0;
     const double multiply = 4.0 * instruction * v.strips * v.groups;
     const double tokens = l.rows_each < v.n ? l.rows_each : v.n;
-    const double copy = (128.0 * v.rows * v.strips * v.groups + 128.0 * tokens) / 48;
+    const double bytes = 128.0 * v.rows * v.strips * v.groups + 128.0 * tokens; // of a tile and K block
     const double ends = (1500.0 + 8.0 * v.n) / v.per_sm;
-    const double busy = waves * (l.k_blocks * (multiply > copy ? multiply : copy) + ends);
-    const double memory = 8192.0 * l.matrices * l.n_strips * v.groups * l.k_blocks / (14.0 * n_sms);
+    const double busy = waves * (l.k_blocks * (multiply > bytes / 48 ? multiply : bytes / 48) + ends);
+    const double cache = tiles * l.k_blocks * bytes / (32.0 * n_sms) + ends;
+    const double memory = 8192.0 * l.matrices * l.n_strips * v.groups * l.k_blocks / (14.0 * n_sms) + ends;
+    const double copies = cache > memory ? cache : memory, most = busy > copies ? busy : copies;
 
-    return busy > memory ? busy : memory + ends;
+    return most + (busy + cache + memory - most) / 8; // they overlap, but not wholly
 }
 
 // Picks one of n variants; K not a multiple of a thin stage rules thin ones out.
@@ -585,7 +587,9 @@ inline void set_matrix(Problem *p, const hrk_matrix &w, const Variant &v)
     p->n_strips = hrk_ld(w.rows) / STRIP;
     p->m_tiles = m_tiles(v, p->n_strips);
     p->expert_values = hrk_matrix_values(w.rows, w.cols, w.n_groups, HRK_TILED);
-    p->read_once = p->first != nullptr || p->max_rows <= v.n;
+    const uint64_t pairs = (uint64_t)p->max_rows * p->choices;
+
+    p->read_once = pairs <= (uint64_t)v.n * (p->first == nullptr ? 1 : p->n_experts);
 }
 
 // Blocks of the persistent grid.
