@@ -14,7 +14,7 @@
 #include "csrc/backend/golden_file.h"
 #include "support/recipe.h"
 
-enum { TOKENS_MAX = 192, LAYERS_MAX = 16, GREEDY = 32, STRANGERS = 2 };
+enum { TOKENS_MAX = 192, LAYERS_MAX = 16, GREEDY = 32, GREEDY_FEWER = 8, STRANGERS = 2 };
 
 /* ---------------------------------------------------------------- recording */
 
@@ -301,7 +301,7 @@ static void check_greedy(golden_case *c, driver_sequence s)
     memcpy(all + c->n, ids.i32, GREEDY * sizeof *all);
     s.ids = all;
     (void)snprintf(c->how, sizeof c->how, "greedy");
-    for (uint32_t i = 0; i < GREEDY; i++) {
+    for (uint32_t i = 0; i < (c->has_fewer_cuts ? GREEDY_FEWER : GREEDY); i++) {
         if (i > 0) {
             forget(&c->taps);
             c->taps.first_row = 0;
@@ -318,6 +318,18 @@ static void check_greedy(golden_case *c, driver_sequence s)
     }
 }
 
+/* Whether a cut into steps of `chunk` rows tells something that the cut before it does not. */
+static bool is_worth_a_run(const golden_case *c, uint32_t chunk, uint32_t before, bool has_strangers)
+{
+    if (before >= c->n)
+        return false; /* the same cut as the one before */
+    if (c->is_large)
+        return chunk == 7 && !has_strangers; /* seconds a run */
+    if (c->has_fewer_cuts)
+        return has_strangers && chunk == (c->n <= 3 ? 2 : c->n <= 40 ? 7 : 64);
+    return !has_strangers || chunk == 3 || chunk == 64; /* two cuts are enough for strangers */
+}
+
 static void check_sequence(golden_case *c)
 {
     static const uint32_t chunks[] = {1, 2, 3, 7, 64, TOKENS_MAX};
@@ -325,11 +337,7 @@ static void check_sequence(golden_case *c)
 
     for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
         for (int has_strangers = 0; has_strangers < 2; has_strangers++) {
-            if ((i > 0 && chunks[i - 1] >= c->n) || (has_strangers && chunks[i] != 3 && chunks[i] != 64))
-                continue; /* the same cut as the one before; two cuts are enough for strangers */
-            if (c->is_large && chunks[i] != 7)
-                continue; /* seconds a run */
-            if (c->has_fewer_cuts && chunks[i] != 3 && (chunks[i] != TOKENS_MAX || c->n > 64))
+            if (!is_worth_a_run(c, chunks[i], i > 0 ? chunks[i - 1] : 0, has_strangers))
                 continue;
             (void)snprintf(c->how, sizeof c->how, "in steps of %u%s", chunks[i],
                            has_strangers ? " among strangers" : "");
@@ -339,6 +347,8 @@ static void check_sequence(golden_case *c)
     }
     (void)snprintf(c->how, sizeof c->how, "whole");
     s = run_prompt(c, TOKENS_MAX, false);
+    if (c->has_fewer_cuts)
+        compare_everything(c, &s);
     check_greedy(c, s);
 }
 

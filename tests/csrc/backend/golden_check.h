@@ -14,7 +14,7 @@
 typedef struct golden_mode {
     driver_options driver; /* its tap fields are set by the check */
     bool exact;
-    bool has_fewer_cuts; /* for slow builds: steps of three rows, and whole where that is short */
+    bool has_fewer_cuts; /* for slow builds: one cut among strangers, the whole prompt, eight greedy tokens */
 } golden_mode;
 
 /* A folder of tests/data/goldens. is_large: seconds a run. */
