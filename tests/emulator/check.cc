@@ -252,10 +252,14 @@ void check_end(Gang &)
 
 void check_join(Clock &into, const Clock &from)
 {
-    if (into.size() < from.size())
-        into.resize(from.size());
-    for (size_t i = 0; i < from.size(); i++)
-        into[i] = std::max(into[i], from[i]);
+    const size_t n = from.size();
+
+    if (into.size() < n)
+        into.resize(n);
+    uint32_t *a = into.data();
+    const uint32_t *b = from.data();
+    for (size_t i = 0; i < n; i++)
+        a[i] = a[i] < b[i] ? b[i] : a[i];
 }
 
 void check_release(Fiber *f, Clock &into)

@@ -238,7 +238,7 @@ static void land(CpAsync &c)
 
 void cp_async16(void *smem, const void *global, bool pred, Loc w)
 {
-    CpAsync c = {smem, global, pred, false, 0};
+    CpAsync c = {smem, global, pred, false, 0, w};
 
     if ((reinterpret_cast<uintptr_t>(smem) | (pred ? reinterpret_cast<uintptr_t>(global) : 0)) & 15)
         fail(w, "cp.async: shared 0x%x or global %p is not 16-byte aligned", smem_addr(smem), global);
@@ -264,6 +264,15 @@ void land_copies(Fiber *f, uint64_t end)
     }
     f->copies.erase(f->copies.begin(), f->copies.begin() + static_cast<ptrdiff_t>(n));
     f->copies_base += n;
+}
+
+// All copies count as waited for once an mbarrier or cp_async_wait() has landed them.
+void check_copies_landed()
+{
+    for (const Block &b : gang->blocks)
+        for (const Fiber *f : b.fibers)
+            if (!f->copies.empty())
+                fail(f->copies.front().where, "block exits with a cp.async of thread %u still in flight", f->index);
 }
 
 void cp_async_commit()

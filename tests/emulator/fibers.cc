@@ -102,9 +102,10 @@ static bool run_one_async()
 
     if (g.async.empty())
         return false;
-    size_t i = config.seed ? random_bits() % g.async.size() : 0;
-    AsyncOp op = std::move(g.async[i]);
-    g.async.erase(g.async.begin() + static_cast<ptrdiff_t>(i));
+    if (config.seed)
+        std::swap(g.async.front(), g.async[random_bits() % g.async.size()]);
+    const AsyncOp op = std::move(g.async.front());
+    g.async.pop_front();
     run_async(op);
     g.spins = 0;
     return true;
@@ -234,6 +235,7 @@ static void check_block_end(const Block &b)
     if (gang->live == 0) {
         if (!gang->async.empty())
             fail(gang->async[0].where, "block exits with a copy into its shared memory still in flight");
+        check_copies_landed();
         leave_gang();
     }
     cluster_thread_exited();

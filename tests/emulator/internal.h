@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <algorithm>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct CpAsync {
     const void *from;
     bool pred, done;
     uint32_t issued; // for the checks
+    Loc where;
 };
 
 // A store from shared to global memory: reading the source and writing the destination are waited for separately.
@@ -162,7 +164,7 @@ struct Gang {
     std::vector<Block> blocks;
     std::vector<Fiber *> ready; // ring of a power of two
     uint32_t head = 0, tail = 0, mask = 0, live = 0;
-    std::vector<AsyncOp> async;
+    std::deque<AsyncOp> async;
     std::vector<Mbar> mbars;
     Barrier cluster;
     uint32_t cluster_phase = 0;
@@ -202,6 +204,7 @@ void submit_async(AsyncOp &&op);
 void run_async(const AsyncOp &op);
 void land_copies(Fiber *f, uint64_t end); // cp.async before number end
 void check_copies_at_exit(Fiber *f);
+void check_copies_landed(); // at the end of the gang
 // box_rows.cc: walks the rows of a tensor map's box
 void tensor_load(const TensorMap &map, unsigned char *to, const int *at);
 void tensor_store(const TensorMap &map, const unsigned char *from, const int *at);
