@@ -208,6 +208,7 @@ __global__ void __launch_bounds__(S::THREADS) mma_kernel(const __grid_constant__
         }
         __syncthreads();
     }
+    prim::cp_async_commit(); // weights fetched ahead by a block that has no rows
     prim::cp_async_wait<0>();
 }
 
