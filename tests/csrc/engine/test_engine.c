@@ -601,7 +601,8 @@ static void the_queue_takes_as_many_prompt_tokens_as_it_may(void **state)
 
 /* ---------------------------------------------------------------- faults */
 
-static void a_backend_failure_ends_every_request_and_the_engine_refuses_more(void **state)
+/* The fault shows when the sixth step is begun, or when it is waited for. */
+static void fail_in_the_sixth_step(_Atomic int64_t *at)
 {
     headrace_sampling sampling = client_greedy(50);
     hr_submit what = ask(&sampling, 2);
@@ -609,11 +610,10 @@ static void a_backend_failure_ends_every_request_and_the_engine_refuses_more(voi
     client_answer answers[2];
     headrace_error err = {0};
 
-    (void)state;
     open_usual();
     sampling.ignore_eos = true;
     hr_fake_gate(&fake);
-    atomic_store(&fake.fail_at_step, 5);
+    atomic_store(at, 5);
     for (uint32_t i = 0; i < 4; i++)
         requests[i] = submit(&what);
     hr_fake_allow(&fake, UINT64_MAX);
@@ -627,26 +627,16 @@ static void a_backend_failure_ends_every_request_and_the_engine_refuses_more(voi
         hr_request_release(requests[i]);
     }
     assert_false(stats().healthy);
+    assert_int_equal(stats().finished_error, 8);
     assert_int_equal(hr_engine_submit(engine, &what, &refused, &err), HEADRACE_E_ENGINE);
     close_engine();
 }
 
-static void a_failure_found_while_waiting_ends_everything_too(void **state)
+static void a_backend_failure_ends_every_request_and_the_engine_refuses_more(void **state)
 {
-    headrace_sampling sampling = client_greedy(50);
-    hr_submit what = ask(&sampling, 2);
-    client_answer answers[2];
-
     (void)state;
-    open_usual();
-    sampling.ignore_eos = true;
-    atomic_store(&fake.fail_at_wait, 7);
-    assert_int_equal(client_ask(engine, &what, answers), HEADRACE_OK);
-    for (uint32_t k = 0; k < 2; k++)
-        assert_int_equal(answers[k].error, HEADRACE_E_ENGINE);
-    assert_false(stats().healthy);
-    assert_int_equal(stats().finished_error, 2);
-    close_engine();
+    fail_in_the_sixth_step(&fake.fail_at_step);
+    fail_in_the_sixth_step(&fake.fail_at_wait);
 }
 
 static void bad_logits_end_their_request_alone_until_there_are_three(void **state)
@@ -819,18 +809,15 @@ static void steps_are_timed_by_what_they_hold_and_readers_by_how_late_they_hear(
     headrace_sampling sampling = client_greedy(20);
     hr_submit what = ask(&sampling, 1);
     client_answer answer;
-    headrace_stats s;
 
     (void)state;
     open_usual();
     sampling.ignore_eos = true;
     assert_int_equal(client_ask(engine, &what, &answer), HEADRACE_OK);
     assert_int_equal(hr_engine_drain(engine, 60000000), HEADRACE_OK);
-    s = stats();
-    assert_int_equal(s.step_prefill_s.count, 2); /* 30 rows, 16 a step */
-    assert_int_equal(s.step_decode_s.count, 19);
-    assert_int_equal(s.steps, 21); /* no row too many: its end was known by count */
-    assert_int_equal(s.delivery_lag_s.count, 20);
+    assert_int_equal(stats().step_prefill_s.count, 2); /* 30 rows, 16 a step */
+    assert_int_equal(stats().step_decode_s.count, 19); /* no row too many: its end was known by count */
+    assert_int_equal(stats().delivery_lag_s.count, 20);
     assert_int_equal(atomic_load(&fake.n_ahead) > 0, ops->max_steps_in_flight > 1);
     close_engine();
 }
@@ -896,7 +883,6 @@ int main(void)
         cmocka_unit_test(the_queue_takes_as_many_requests_as_it_may),
         cmocka_unit_test(the_queue_takes_as_many_prompt_tokens_as_it_may),
         cmocka_unit_test(a_backend_failure_ends_every_request_and_the_engine_refuses_more),
-        cmocka_unit_test(a_failure_found_while_waiting_ends_everything_too),
         cmocka_unit_test(bad_logits_end_their_request_alone_until_there_are_three),
         cmocka_unit_test(a_failed_allocation_refuses_the_request_and_nothing_else),
         cmocka_unit_test(an_engine_without_memory_does_not_open),
