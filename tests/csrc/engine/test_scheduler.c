@@ -551,6 +551,25 @@ static void a_page_that_a_step_reads_is_not_dropped_for_an_equal_one(void **stat
     close_bench();
 }
 
+static void siblings_wait_until_the_leaders_prompt_was_run_not_planned(void **state)
+{
+    hr_sequence *leader, *sibling;
+
+    (void)state;
+    open_ahead(100);
+    leader = add_at(14, 4, 0, 0, NULL, -1);
+    sibling = add_at(14, 4, 0, 0, leader, -1);
+    (void)plan_step();
+    (void)plan_step();
+    assert_int_equal(sibling->place, HR_PLACE_HELD);
+    finish_step(5);
+    (void)plan_step();
+    assert_int_equal(sibling->n_cached_tokens, 12);
+    finish_step(5);
+    finish_step(5);
+    close_bench();
+}
+
 static void scores_of_a_prompt_go_on_while_its_first_chunk_runs(void **state)
 {
     const hr_plan *plan;
@@ -619,6 +638,7 @@ int main(void)
         cmocka_unit_test(what_a_surplus_row_names_is_kept_until_its_step_is_over),
         cmocka_unit_test(memory_that_somebody_must_give_up_is_waited_for),
         cmocka_unit_test(a_page_that_a_step_reads_is_not_dropped_for_an_equal_one),
+        cmocka_unit_test(siblings_wait_until_the_leaders_prompt_was_run_not_planned),
         cmocka_unit_test(scores_of_a_prompt_go_on_while_its_first_chunk_runs),
         cmocka_unit_test(answers_end_at_stop_ids_but_not_before_min_tokens),
     };
