@@ -9,9 +9,9 @@
  * never touches rows at or beyond the count of the step.
  *
  * Letters: T rows of the step, H hidden size, Nq / Nkv query and key-value heads, D head size, F or M feed-forward
- * width, E experts, K experts a token, L taps of the convolution, V vocabulary, P tokens a page. `ld(n)` is n rounded up
- * to a multiple of 64: the row stride, in elements, of every activation of n columns. Columns n .. ld(n)-1 are zero and
- * stay zero: every kernel that writes a row writes its padding too, and may read it.
+ * width, E experts, K experts a token, L taps of the convolution, V vocabulary, P tokens a page. `ld(n)` is n rounded
+ * up to a multiple of 64: the row stride, in elements, of every activation of n columns. Columns n .. ld(n)-1 are zero
+ * and stay zero: every kernel that writes a row writes its padding too, and may read it.
  *
  * Rounding points are those of transformers in bf16 (docs/design/cuda.md has the table): activations are bf16, sums and
  * statistics fp32. No result depends on the order in which blocks run, and the numbers of a row do not depend on the
@@ -88,10 +88,10 @@ typedef struct hrk_span {
 /* A row whose logits are wanted. */
 typedef struct hrk_output {
     uint32_t row, slot;
-    int32_t score_id;      /* >= 0: report this id instead of sampling */
-    int32_t n_logprobs;    /* -1: none */
-    uint32_t draw;         /* index of the output token, from 0: the draw's position (hr_history) */
-    uint32_t is_sampled;   /* 0: logits only */
+    int32_t score_id;    /* >= 0: report this id instead of sampling */
+    int32_t n_logprobs;  /* -1: none */
+    uint32_t draw;       /* index of the output token, from 0: the draw's position (hr_history) */
+    uint32_t is_sampled; /* 0: logits only */
 } hrk_output;
 
 /* page_table[slot * max_pages + index] = page. */
@@ -122,12 +122,13 @@ typedef struct hrk_sampling_update {
 /* Ids that a slot's penalties look at, to be added to its counts. */
 typedef struct hrk_history_job {
     uint32_t slot;
-    uint32_t reset;             /* forget what the slot had before */
-    uint32_t ids_at;            /* int32_t [n_prompt + n_output]; bytes from the upload block's start */
+    uint32_t reset;              /* forget what the slot had before */
+    uint32_t ids_at;             /* int32_t [n_prompt + n_output]; bytes from the upload block's start */
     uint32_t n_prompt, n_output; /* how many of them are prompt, then how many output */
     uint32_t reserved[3];
 } hrk_history_job;
-/* The penalty table's entry: bit 15 set if the id is in the prompt, bits 0-14 how often it is in the output (saturating). */
+/* The penalty table's entry: bit 15 set if the id is in the prompt, bits 0-14 how often it is in the output
+ * (saturating). */
 enum { HRK_SEEN_IN_PROMPT = 0x8000, HRK_OUTPUT_COUNT = 0x7fff };
 
 /* Attention work. Generated rows (and drafts) attend as decode items, prompt rows as prefill tiles, whatever the batch,
@@ -146,15 +147,15 @@ typedef struct hrk_prefill_tile {
 
 /* Tables that live across steps; written by hrk_step_begin and the sampler. */
 typedef struct hrk_tables {
-    const hrk_step *step;      /* the upload block on the device */
-    int32_t *next_token;       /* [slots] id last sampled for a slot */
-    uint32_t *page_table;      /* [slots, max_pages] */
+    const hrk_step *step; /* the upload block on the device */
+    int32_t *next_token;  /* [slots] id last sampled for a slot */
+    uint32_t *page_table; /* [slots, max_pages] */
     uint32_t max_pages;
-    hrk_sampling *sampling;    /* [slots] */
-    hrk_bias *bias;            /* [slots, HRK_BIAS_MAX] */
-    int32_t *stop_ids;         /* [slots, HRK_STOP_IDS_MAX] */
-    uint16_t *seen;            /* [slots, seen_ld] penalty table */
-    uint32_t seen_ld;          /* V rounded up to a multiple of 8 */
+    hrk_sampling *sampling; /* [slots] */
+    hrk_bias *bias;         /* [slots, HRK_BIAS_MAX] */
+    int32_t *stop_ids;      /* [slots, HRK_STOP_IDS_MAX] */
+    uint16_t *seen;         /* [slots, seen_ld] penalty table */
+    uint32_t seen_ld;       /* V rounded up to a multiple of 8 */
     /* Of the step at hand, written by hrk_step_begin. */
     int32_t *row_token;     /* [T] ids, HRK_TOKEN_FROM_SLOT resolved */
     uint32_t *row_position; /* [T] */
@@ -164,22 +165,22 @@ typedef struct hrk_tables {
 /* ---------------------------------------------------------------- weights */
 
 /* Row-major: [rows, ld(cols)] bf16, padding zero.
- * Tiled (docs/design/cuda.md): blocks of 64 rows x 64 columns in 128-byte-swizzle order, 8 KiB each: row r of a block at
- * byte r * 128, its 16-byte chunk c at position c ^ (r & 7). A strip is 64 rows of one group member; strip s of all
+ * Tiled (docs/design/cuda.md): blocks of 64 rows x 64 columns in 128-byte-swizzle order, 8 KiB each: row r of a block
+ * at byte r * 128, its 16-byte chunk c at position c ^ (r & 7). A strip is 64 rows of one group member; strip s of all
  * n_groups members lies together: block (s, k, g) at index (s * ld(cols)/64 + k) * n_groups + g. rows are those of one
  * member, padded to ld(rows) with zeros. gate and up are 2 groups, B, C and x of in_proj 3, everything else 1.
  * A stack of experts is E such matrices one after the other. */
 typedef enum hrk_layout { HRK_ROW_MAJOR, HRK_TILED } hrk_layout;
 typedef struct hrk_matrix {
     const hrk_bf16 *data;
-    uint32_t rows, cols; /* of one group member; row-major groups lie one after the other: [n_groups * rows, ld(cols)] */
-    uint32_t n_groups;   /* 1, 2 or 3 */
-    uint32_t n_stack;    /* experts, else 1 */
+    uint32_t rows,
+        cols;          /* of one group member; row-major groups lie one after the other: [n_groups * rows, ld(cols)] */
+    uint32_t n_groups; /* 1, 2 or 3 */
+    uint32_t n_stack;  /* experts, else 1 */
     hrk_layout layout;
 } hrk_matrix;
 /* bf16 values of one stack member. */
-static inline HRK_BOTH size_t hrk_matrix_values(uint32_t rows, uint32_t cols, uint32_t n_groups,
-                                                hrk_layout layout)
+static inline HRK_BOTH size_t hrk_matrix_values(uint32_t rows, uint32_t cols, uint32_t n_groups, hrk_layout layout)
 {
     size_t r = layout == HRK_TILED ? hrk_ld(rows) : rows;
 
@@ -188,8 +189,8 @@ static inline HRK_BOTH size_t hrk_matrix_values(uint32_t rows, uint32_t cols, ui
 
 typedef enum hrk_source { HRK_SOURCE_BF16, HRK_SOURCE_F16, HRK_SOURCE_F32 } hrk_source;
 /* Converts rows [first_row, first_row + n_rows) of one group member of one stack member, lying dense and row-major in
- * `from` ([n_rows, cols], no padding), to bf16 (nearest, ties to even) and puts them where `layout` wants them. Writes the
- * column padding; row padding of a tiled matrix must be zeroed before. */
+ * `from` ([n_rows, cols], no padding), to bf16 (nearest, ties to even) and puts them where `layout` wants them. Writes
+ * the column padding; row padding of a tiled matrix must be zeroed before. */
 typedef struct hrk_pack_args {
     const void *from;
     hrk_source source;
@@ -197,8 +198,9 @@ typedef struct hrk_pack_args {
     uint32_t rows, cols, n_groups, group, stack;
     uint32_t first_row, n_rows;
     hrk_layout layout;
-    bool pair_rotary; /* tiled, strips of one 64-dimension head (hrk_qkv): stored row 16 b + i (i < 8) is dimension 8 b + i,
-                         stored row 16 b + 8 + i is dimension 8 b + i + 32, so that a rotation's two values meet in a thread */
+    bool pair_rotary; /* tiled, strips of one 64-dimension head (hrk_qkv): stored row 16 b + i (i < 8) is dimension 8 b
+                         + i, stored row 16 b + 8 + i is dimension 8 b + i + 32, so that a rotation's two values meet in
+                         a thread */
 } hrk_pack_args;
 int hrk_pack(const hrk_pack_args *args, const hrk_launch *on);
 
@@ -236,7 +238,7 @@ typedef struct hrk_norm_args {
     hrk_tables tables;
     uint32_t max_rows; /* or outputs */
     bool of_outputs;
-    const hrk_bf16 *x; /* [T, ld(H)] */
+    const hrk_bf16 *x;   /* [T, ld(H)] */
     const float *weight; /* [H] */
     uint32_t H;
     float eps;
@@ -257,9 +259,9 @@ typedef struct hrk_linear_args {
     hrk_tables tables;
     hrk_rows over;
     uint32_t max_rows;
-    hrk_matrix w;        /* n_groups 1, or row-major 2 or 3 (then rows of all groups side by side) */
-    const hrk_bf16 *in;  /* [n, ld(cols)] */
-    const float *bias;   /* [rows], NULL mostly */
+    hrk_matrix w;       /* n_groups 1, or row-major 2 or 3 (then rows of all groups side by side) */
+    const hrk_bf16 *in; /* [n, ld(cols)] */
+    const float *bias;  /* [rows], NULL mostly */
     hrk_epilogue epilogue;
     void *out;
 } hrk_linear_args;
@@ -283,8 +285,8 @@ int hrk_gate_up(const hrk_gate_up_args *args, const hrk_launch *on);
 typedef struct hrk_down_args {
     hrk_tables tables;
     uint32_t max_rows;
-    hrk_matrix w;       /* n_groups 1, n_stack E */
-    const hrk_bf16 *h;  /* [T K, ld(cols)] */
+    hrk_matrix w;      /* n_groups 1, n_stack E */
+    const hrk_bf16 *h; /* [T K, ld(cols)] */
     const hrk_routing *routing;
     hrk_bf16 *y; /* [T K, ld(rows)] */
 } hrk_down_args;
@@ -322,8 +324,8 @@ typedef struct hrk_route_args {
 int hrk_route(const hrk_route_args *args, const hrk_launch *on);
 size_t hrk_route_scratch(uint32_t max_rows, uint32_t E, uint32_t K);
 
-/* x += sum over choices, best first, of bf16(y_j * w_j) (fp32 sum, rounded, then the residual sum rounded) (19), and, if
- * norm is not NULL, xn = norm(x). */
+/* x += sum over choices, best first, of bf16(y_j * w_j) (fp32 sum, rounded, then the residual sum rounded) (19), and,
+ * if norm is not NULL, xn = norm(x). */
 typedef struct hrk_combine_args {
     hrk_tables tables;
     uint32_t max_rows;
@@ -352,9 +354,9 @@ typedef struct hrk_conv_state {
 typedef struct hrk_conv_in_args {
     hrk_tables tables;
     uint32_t max_rows;
-    hrk_matrix w;        /* [H, H] x 3 groups B, C, X */
-    const hrk_bf16 *in;  /* [T, ld(H)] normalised rows */
-    const float *taps;   /* [H, L] */
+    hrk_matrix w;       /* [H, H] x 3 groups B, C, X */
+    const hrk_bf16 *in; /* [T, ld(H)] normalised rows */
+    const float *taps;  /* [H, L] */
     uint32_t L;
     hrk_conv_state state;
     hrk_bf16 *y; /* [T, ld(H)] */
@@ -378,8 +380,9 @@ int hrk_conv(const hrk_conv_args *args, const hrk_launch *on);
 /* ---------------------------------------------------------------- attention/ */
 
 /* Pages of keys and values of one layer. Page p, head b, keys (which 0) or values (which 1), offset o, dimension d at
- * base[p * page_stride + ((b * 2 + which) * P + o) * D + position of d]. With is_swizzled (D = 64 only) the 16-byte chunk
- * c of a row lies at c ^ (o & 7), so that one linear bulk copy lands in 128-byte-swizzle order; else rows are plain. */
+ * base[p * page_stride + ((b * 2 + which) * P + o) * D + position of d]. With is_swizzled (D = 64 only) the 16-byte
+ * chunk c of a row lies at c ^ (o & 7), so that one linear bulk copy lands in 128-byte-swizzle order; else rows are
+ * plain. */
 typedef struct hrk_kv {
     hrk_bf16 *base;     /* of this layer inside the page pool */
     size_t page_stride; /* values from one page to the next */
@@ -387,9 +390,10 @@ typedef struct hrk_kv {
     bool is_swizzled;
 } hrk_kv;
 
-/* Equations 8 to 10 and the page write: q, k, v = W in; q and k normalised by head and rotated; k and v into their pages
- * unless the row is a warm-up row; q to its buffer. cos/sin from the table. One fused kernel (sm_90a, tiled w, D = 64, a strip
- * is one head: q heads, then k heads, then v heads). exact_rope: cosines, products and sum rounded to bf16 as the reference. */
+/* Equations 8 to 10 and the page write: q, k, v = W in; q and k normalised by head and rotated; k and v into their
+ * pages unless the row is a warm-up row; q to its buffer. cos/sin from the table. One fused kernel (sm_90a, tiled w, D
+ * = 64, a strip is one head: q heads, then k heads, then v heads). exact_rope: cosines, products and sum rounded to
+ * bf16 as the reference. */
 typedef struct hrk_qkv_args {
     hrk_tables tables;
     uint32_t max_rows;
@@ -428,12 +432,12 @@ typedef struct hrk_attention_args {
     const hrk_bf16 *q; /* [T, ld(Nq D)] */
     uint32_t Nq;
     hrk_kv kv;
-    hrk_bf16 *out;     /* [T, ld(Nq D)] */
-    void *scratch;     /* hrk_attention_scratch bytes: partial results of chunks; counters zero before and after */
+    hrk_bf16 *out; /* [T, ld(Nq D)] */
+    void *scratch; /* hrk_attention_scratch bytes: partial results of chunks; counters zero before and after */
 } hrk_attention_args;
 size_t hrk_attention_scratch(uint32_t max_decode_items, uint32_t max_chunk_items, uint32_t Nq, uint32_t D);
-int hrk_attention_simple(const hrk_attention_args *args, const hrk_launch *on); /* all items and tiles; any D */
-int hrk_attention_decode(const hrk_attention_args *args, const hrk_launch *on); /* decode items; D = 64, swizzled */
+int hrk_attention_simple(const hrk_attention_args *args, const hrk_launch *on);  /* all items and tiles; any D */
+int hrk_attention_decode(const hrk_attention_args *args, const hrk_launch *on);  /* decode items; D = 64, swizzled */
 int hrk_attention_prefill(const hrk_attention_args *args, const hrk_launch *on); /* prefill tiles; sm_90a, D = 64 */
 
 /* ---------------------------------------------------------------- sampler (io/) */
@@ -449,14 +453,14 @@ typedef struct hrk_top {
     float logprob;
 } hrk_top;
 
-/* csrc/backend/sampling.h, to the letter, on logits as hrk_linear left them. Writes next_token and counts the sampled id in
- * the penalty table. One block a row; no sort of the vocabulary. */
+/* csrc/backend/sampling.h, to the letter, on logits as hrk_linear left them. Writes next_token and counts the sampled
+ * id in the penalty table. One block a row; no sort of the vocabulary. */
 typedef struct hrk_sampler_args {
     hrk_tables tables;
     uint32_t max_outputs;
-    const float *logits; /* [n_outputs, ld(V)]; not changed */
-    uint32_t V, n_valid; /* ids from n_valid on are never chosen */
-    float *scratch;      /* [max_outputs, ld(V)]; processed logits */
+    const float *logits;  /* [n_outputs, ld(V)]; not changed */
+    uint32_t V, n_valid;  /* ids from n_valid on are never chosen */
+    float *scratch;       /* [max_outputs, ld(V)]; processed logits */
     const uint32_t *mask; /* [n_outputs, ceil(V / 32)] bit set: allowed; NULL: all */
     hrk_sample *samples;  /* [n_outputs] */
     hrk_top *tops;        /* [n_outputs, HRK_TOP_MAX] */

@@ -1,8 +1,8 @@
 // The one include of CUDA itself: its headers under nvcc, the emulation's stand-ins for what nvcc builds in otherwise.
 //
 // A kernel file is plain C++17 that both compilers take: no <<<>>>, no asm outside prim_device.h, dynamic shared memory
-// through dyn_smem(), __shared__ for static shared memory. The emulation (tests/emulator) puts its include folder on the
-// path; nothing here knows where it lives.
+// through dyn_smem(), __shared__ for static shared memory. The emulation (tests/emulator) puts its include folder on
+// the path; nothing here knows where it lives.
 #pragma once
 
 #include <cuda_bf16.h>

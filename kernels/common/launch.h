@@ -4,7 +4,8 @@
 #include "common/cuda_compat.h"
 #include "hrk.h"
 
-namespace hrk {
+namespace hrk
+{
 
 struct LaunchShape {
     dim3 grid, block;

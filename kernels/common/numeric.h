@@ -5,7 +5,8 @@
 #include "hrk.h"
 #include <string.h>
 
-namespace hrk {
+namespace hrk
+{
 
 __device__ __forceinline__ float to_f32(hrk_bf16 b)
 {

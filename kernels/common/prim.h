@@ -4,6 +4,7 @@
 // same signatures, on the host. A kernel that needs a new instruction adds it to both halves and to the tests of
 // tests/emulator. Names follow PTX. All are in namespace prim.
 //
+// clang-format off
 //   mbarrier       mbar_init(b, count)  fence_mbar_init()  mbar_arrive(b)  mbar_arrive_expect_tx(b, bytes)
 //                  mbar_try_wait(b, parity) -> bool  mbar_wait(b, parity)
 //                  mbar_arrive_cp_async(b): noinc arrival when this thread's earlier cp.async have landed; counts as one of
@@ -34,6 +35,7 @@
 //   arithmetic     ex2(x): 2^x within 2 ulp, denormal arguments and results as 0
 //   clock          global_timer() -> uint64_t, nanoseconds
 //   smem_addr(p)   32-bit shared address
+// clang-format on
 #pragma once
 
 #include "common/cuda_compat.h"

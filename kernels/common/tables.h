@@ -4,7 +4,8 @@
 #include "common/cuda_compat.h"
 #include "hrk.h"
 
-namespace hrk {
+namespace hrk
+{
 
 template <class T> __device__ __forceinline__ const T *section(const hrk_step *step, uint32_t at)
 {
