@@ -1,5 +1,5 @@
-// What tensor copies move: the rows of a box, zeros where it leaves the tensor, 16-byte chunks where the swizzle puts
-// them.
+// Tensor maps and what tensor copies move: the rows of a box, zeros where it leaves the tensor, 16-byte chunks where
+// the swizzle puts them.
 #include "internal.h"
 
 #include <string.h>
@@ -79,6 +79,40 @@ void tensor_store(const TensorMap &t, const unsigned char *from, const int *at)
         if (row && s.high > s.low)
             memcpy(row + s.skip + s.low, bytes + s.low, static_cast<size_t>(s.high - s.low));
     });
+}
+
+bool make_tensor_map(CUtensorMap *map, void *base, int rank, int element_bytes, const uint64_t *dims,
+                     const uint64_t *strides, const uint32_t *box, int swizzle_bytes)
+{
+    TensorMap t = {};
+
+    if (rank < 1 || rank > 5 || (reinterpret_cast<uintptr_t>(base) & 15) || element_bytes < 1 || element_bytes > 8)
+        return false;
+    t.magic = TensorMap::MAGIC;
+    t.element_bytes = static_cast<uint8_t>(element_bytes);
+    t.rank = static_cast<uint8_t>(rank);
+    t.swizzle_mask = static_cast<uint8_t>(swizzle_bytes ? swizzle_bytes / 16 - 1 : 0);
+    t.base = static_cast<char *>(base);
+    t.stride[0] = static_cast<uint64_t>(element_bytes);
+    t.box_bytes = static_cast<uint32_t>(element_bytes);
+    uint64_t bytes = dims[0] * t.stride[0]; // from the first to the last value
+    for (int d = 0; d < rank; d++) {
+        if (!dims[d] || dims[d] > UINT32_MAX || !box[d] || box[d] > 256 || (d && strides[d - 1] % 16))
+            return false;
+        if (d) {
+            t.stride[d] = strides[d - 1];
+            bytes += (dims[d] - 1) * t.stride[d];
+        }
+        t.dim[d] = static_cast<uint32_t>(dims[d]);
+        t.box[d] = static_cast<uint16_t>(box[d]);
+        t.box_bytes *= box[d];
+    }
+    const uint64_t row = box[0] * t.stride[0];
+    if (row % 16 || (swizzle_bytes && row > static_cast<uint64_t>(swizzle_bytes)) || global_check(base, bytes))
+        return false;
+    *map = CUtensorMap();
+    memcpy(map, &t, sizeof t);
+    return true;
 }
 
 } // namespace simt

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+struct CUtensorMap_st;
+
 namespace simt
 {
 
@@ -72,6 +74,12 @@ std::vector<LaunchRecord> take_launches();
 
 // Demangled name of a function without its parameters, from the symbol table (static ones too); "?" if stripped.
 std::string symbol_name(const void *function);
+
+// A tensor map as cuTensorMapEncodeTiled would write it, for prim::tma_load_2d and its kin: dims and box from the
+// innermost dimension on, strides in bytes (of the second dimension and on), swizzle_bytes 0, 32, 64 or 128, zeros out
+// of bounds. False if the hardware would refuse it.
+bool make_tensor_map(CUtensorMap_st *map, void *base, int rank, int element_bytes, const uint64_t *dims,
+                     const uint64_t *strides, const uint32_t *box, int swizzle_bytes);
 
 // Provided by the runtime stand-in: a sentence about a device address, and whether n bytes at p are out of bounds (0:
 // they are inside a live allocation, or not device memory at all; 1: device memory that is freed or out of bounds).

@@ -1,4 +1,4 @@
-// What the stand-in's cuTensorMapEncodeTiled writes into the 128 opaque bytes of a CUtensorMap.
+// What make_tensor_map() writes into the 128 opaque bytes of a CUtensorMap.
 #pragma once
 
 #include <cuda.h>
