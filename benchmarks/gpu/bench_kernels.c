@@ -152,6 +152,12 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* Inputs are filled on the default stream, which the stream of the launches does not wait for. */
+static void settle(void)
+{
+    check((int)cudaDeviceSynchronize(), "filling the inputs");
+}
+
 /* Microseconds a launch: median over replays of a graph that launches every set several times. */
 static float time_job(const bench *b, const job *j)
 {
@@ -161,6 +167,7 @@ static float time_job(const bench *b, const job *j)
     cudaEvent_t begin, end;
     float us[REPLAYS];
 
+    settle();
     for (uint32_t i = 0; i < j->n_sets; i++)
         check(j->launch(j->args[i], &b->on), "launch");
     check((int)cudaStreamSynchronize(b->on.stream), "first launches");
@@ -230,6 +237,27 @@ static uint32_t place(bench *b, size_t *at, size_t bytes)
     return (uint32_t)here;
 }
 
+/* What hrk_step_begin writes for later kernels: position and span of every row. */
+static void set_rows(const bench *b, const hrk_step *step)
+{
+    const hrk_span *spans = (const hrk_span *)(b->host_upload + step->spans_at);
+    uint32_t *values = malloc(2 * (size_t)step->n_rows * sizeof *values), *of_row = values + step->n_rows;
+
+    if (!values)
+        exit(1);
+    for (uint32_t s = 0; s < step->n_spans; s++) {
+        for (uint32_t i = 0; i < spans[s].n_rows; i++) {
+            values[spans[s].first_row + i] = spans[s].start_position + i;
+            of_row[spans[s].first_row + i] = s;
+        }
+    }
+    check((int)cudaMemcpy(b->tables.row_position, values, step->n_rows * sizeof *values, cudaMemcpyHostToDevice),
+          "positions of rows");
+    check((int)cudaMemcpy(b->tables.row_span, of_row, step->n_rows * sizeof *values, cudaMemcpyHostToDevice),
+          "spans of rows");
+    free(values);
+}
+
 /* A step of n_decode rows at `context` keys, or of one prompt of n_prompt rows from position 0, or both. */
 static void set_step(bench *b, uint32_t n_decode, uint32_t context, uint32_t n_prompt)
 {
@@ -277,6 +305,7 @@ static void set_step(bench *b, uint32_t n_decode, uint32_t context, uint32_t n_p
                                .slot = n_decode,
                                .first_position = 64 * i};
     check((int)cudaMemcpy(b->upload, b->host_upload, at, cudaMemcpyHostToDevice), "upload");
+    set_rows(b, step);
 }
 
 static void make_tables(bench *b, uint32_t max_rows)
@@ -484,6 +513,7 @@ static void bench_moe(bench *b, const shape *s, uint32_t T)
                                         .norm = norm,
                                         .eps = 1e-5f,
                                         .xn = noise(b, (size_t)T * hrk_ld(s->H))};
+        settle();
         check(hrk_route(&route[i], &b->on), "route");
         check((int)cudaStreamSynchronize(b->on.stream), "route");
         distinct += count_distinct(&route[i].routing) / (double)sets;
@@ -730,6 +760,7 @@ static void bench_ceiling(bench *b)
 
     check((int)cudaEventCreate(&begin), "event");
     check((int)cudaEventCreate(&end), "event");
+    settle();
     for (int i = 0; i < 6; i++) {
         check((int)cudaEventRecord(begin, b->on.stream), "event");
         check((int)cudaMemcpyAsync(to, from, n, cudaMemcpyDeviceToDevice, b->on.stream), "copy");

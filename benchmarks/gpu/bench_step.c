@@ -9,6 +9,10 @@
  * prefilled for real: keys, values and states are what a model leaves there, not zeros. One JSON line a point:
  * microseconds a step (median over windows), tokens a second, the bytes and operations the step cannot avoid
  * (docs/design/cuda.md's roofline), and how many logits were not finite (must be 0).
+ *
+ * A mixture also gets a line "routing" for every number of streams: how many distinct experts one decode step touched,
+ * per layer, beside what even routing would touch. The byte counts above assume even routing, so this says whether they
+ * hold.
  */
 #include "backend/cuda/cuda_backend.h"
 #include "base/clock.h"
@@ -27,6 +31,9 @@ typedef struct bench {
     hr_backend *backend;
     hr_batch *batches[2];
     uint32_t page_tokens, pages_each, max_rows, n_bad;
+    uint64_t round;   /* of decoding: its sequences have numbers of their own */
+    bool is_counting; /* routing: the taps of the step at hand are counted */
+    uint32_t n_routed, n_distinct, least_distinct;
     uint32_t streams[POINTS_MAX], n_points, prefills[POINTS_MAX], n_prefills, context, n_steps, device;
     bool is_mixed;
     FILE *out;
@@ -40,17 +47,6 @@ static void need(headrace_status status, const headrace_error *err, const char *
     exit(1);
 }
 
-static void *room(size_t n, size_t size)
-{
-    void *p = calloc(n ? n : 1, size);
-
-    if (!p) {
-        (void)fprintf(stderr, "bench_step: no memory\n");
-        exit(1);
-    }
-    return p;
-}
-
 static const hr_sampling_params SAMPLING = {
     .temperature = 0.3f, .top_p = 1, .min_p = 0.15f, .repetition_penalty = 1.05f, .top_k = 0, .seed = 1};
 
@@ -58,7 +54,9 @@ static const hr_sampling_params SAMPLING = {
  */
 static void add_span(bench *b, hr_batch *batch, uint32_t s, uint32_t start, uint32_t n, uint32_t n_prompt, bool sample)
 {
+    static const int32_t first_id = 1;
     hr_span *span = &batch->spans[batch->n_spans++];
+    uint32_t n_output;
 
     *span = (hr_span){.first_row = batch->n_rows,
                       .n_rows = n,
@@ -66,7 +64,7 @@ static void add_span(bench *b, hr_batch *batch, uint32_t s, uint32_t start, uint
                       .page_first = batch->n_page_refs,
                       .n_pages = (start + n + b->page_tokens - 1) / b->page_tokens,
                       .state_slot = s,
-                      .sequence = s + 1,
+                      .sequence = (b->round << 32) + s + 1,
                       .n_prompt = n_prompt,
                       .is_fresh = start == 0};
     for (uint32_t i = 0; i < span->n_pages; i++)
@@ -76,15 +74,15 @@ static void add_span(bench *b, hr_batch *batch, uint32_t s, uint32_t start, uint
             start >= n_prompt ? HR_TOKEN_FROM_SLOT : (int32_t)(hr_rng_at(s, start + i) % b->arch->vocab_size);
     if (!sample)
         return;
-    /* The ids of the history are never looked at: SAMPLING's penalty counts what the device has seen itself. */
+    /* What was generated is on the device alone (n_pending), but for the first id: a round begins with sequences that
+     * the device has not seen, and a stand-in for what the prompt's step sampled. */
+    n_output = start + n > n_prompt ? start + n - n_prompt : 0;
     batch->outputs[batch->n_outputs++] =
         (hr_output){.row = batch->n_rows - 1,
                     .sampling = &SAMPLING,
                     .n_logprobs = -1,
                     .score_id = -1,
-                    .history = {.n_prompt = 0,
-                                .n_total = start + n > n_prompt ? start + n - n_prompt : 0,
-                                .n_pending = start + n > n_prompt ? start + n - n_prompt : 0}};
+                    .history = {.ids = &first_id, .n_total = n_output, .n_pending = n_output > 1 ? n_output : 0}};
 }
 
 static void clear(hr_batch *batch)
@@ -193,6 +191,7 @@ static double decode(bench *b, uint32_t streams, uint32_t context, uint32_t n_pr
     double windows[WINDOWS];
     uint64_t mark = hr_now_us();
 
+    b->round++;
     for (uint32_t step = 0; step < n + 2; step++) {
         hr_batch *batch = b->batches[step & 1];
 
@@ -221,14 +220,16 @@ static double decode(bench *b, uint32_t streams, uint32_t context, uint32_t n_pr
     return windows[WINDOWS / 2];
 }
 
-static void open_backend(bench *b, uint32_t max_streams, uint32_t longest)
+static void open_backend(bench *b, uint32_t max_streams, uint32_t longest, hr_tap_fn tap)
 {
     headrace_error err = {0};
     hr_backend_options options = {.page_tokens = b->page_tokens,
                                   .max_rows = b->max_rows,
                                   .max_spans = max_streams + 1,
                                   .max_outputs = max_streams + 1,
-                                  .device_index = b->device};
+                                  .device_index = b->device,
+                                  .tap = tap,
+                                  .tap_user = b};
 
     b->pages_each = (longest + b->page_tokens - 1) / b->page_tokens;
     options.max_page_refs = (max_streams + 1) * b->pages_each;
@@ -245,7 +246,7 @@ static void run_decode(bench *b)
 
     for (uint32_t i = 0; i < b->n_points; i++)
         most = b->streams[i] > most ? b->streams[i] : most;
-    open_backend(b, most, b->context + b->n_steps * 2 + 8);
+    open_backend(b, most, b->context + b->n_steps * 2 + 8, NULL);
     for (uint32_t i = 0; i < b->n_points; i++) {
         uint32_t streams = b->streams[i];
         double us;
@@ -271,13 +272,70 @@ static void run_decode(bench *b)
     b->backend->ops->close(b->backend);
 }
 
+/* Experts beyond 512 do not exist (hrk_route). */
+static void count_experts(void *user, hr_tap tap, uint32_t layer, const float *data, uint32_t rows, uint32_t cols)
+{
+    bench *b = user;
+    bool is_touched[512] = {false};
+    uint32_t n = 0;
+
+    (void)layer;
+    if (tap != HR_TAP_ROUTER_IDS || !b->is_counting)
+        return;
+    for (size_t i = 0; i < (size_t)rows * cols; i++) {
+        uint32_t expert = (uint32_t)data[i];
+
+        if (expert < 512 && !is_touched[expert]) {
+            is_touched[expert] = true;
+            n++;
+        }
+    }
+    b->n_routed++;
+    b->n_distinct += n;
+    b->least_distinct = n < b->least_distinct ? n : b->least_distinct;
+}
+
+/* One decode step of every number of streams, untimed, behind prompts of two tokens. */
+static void run_routing(bench *b)
+{
+    double k = b->arch->n_experts_used, n = b->arch->n_experts;
+    uint32_t most = 1;
+
+    for (uint32_t i = 0; i < b->n_points; i++)
+        most = b->streams[i] > most ? b->streams[i] : most;
+    open_backend(b, most, 4, count_experts);
+    for (uint32_t i = 0; i < b->n_points; i++) {
+        double untouched = 1;
+
+        (void)prefill(b, 0, b->streams[i], 2);
+        b->is_counting = true;
+        b->n_routed = b->n_distinct = 0;
+        b->least_distinct = b->arch->n_experts;
+        clear(b->batches[0]);
+        for (uint32_t s = 0; s < b->streams[i]; s++)
+            add_span(b, b->batches[0], s, 2, 1, 2, true);
+        begin(b, b->batches[0]);
+        wait(b, b->batches[0]);
+        b->is_counting = false;
+        for (uint32_t s = 0; s < b->streams[i]; s++)
+            untouched *= 1 - k / n;
+        (void)fprintf(b->out,
+                      "{\"step\": \"routing\", \"model\": \"%s\", \"streams\": %u, \"experts\": %u, \"layers\": %u, "
+                      "\"distinct_experts\": %.2f, \"least_distinct\": %u, \"even_routing\": %.2f}\n",
+                      b->model->name, b->streams[i], b->arch->n_experts, b->n_routed,
+                      b->n_routed ? (double)b->n_distinct / b->n_routed : 0.0, b->least_distinct, n * (1 - untouched));
+        (void)fflush(b->out);
+    }
+    b->backend->ops->close(b->backend);
+}
+
 static void run_prefill(bench *b)
 {
     uint32_t longest = 0;
 
     for (uint32_t i = 0; i < b->n_prefills; i++)
         longest = b->prefills[i] > longest ? b->prefills[i] : longest;
-    open_backend(b, 1, longest);
+    open_backend(b, 1, longest, NULL);
     for (uint32_t i = 0; i < b->n_prefills; i++) {
         uint32_t n = b->prefills[i];
         double us[3];
@@ -345,6 +403,8 @@ int main(int argc, char **argv)
     b.arch = &b.model->arch;
     if (b.n_points)
         run_decode(&b);
+    if (b.n_points && b.arch->n_experts > 0)
+        run_routing(&b);
     if (b.n_prefills)
         run_prefill(&b);
     hr_model_close(b.model);

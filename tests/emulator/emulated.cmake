@@ -2,8 +2,8 @@
 #
 # hr_emulated_library(name a.cu ...): the static libraries `name` and `name_checked`, the latter with every memory access
 # reported to the checks. Built only when something needs them.
-# hr_kernel_test(name SOURCES test.cc ... [ROOMS linear ...] [TIMEOUT seconds]): a cmocka program on the kernels of ROOMS
-# (default: the room of the same name as the folder), run as NAME (copies as late as can be), NAME_early, NAME_seed1 (random
+# hr_emulated_kernel_test(name SOURCES test.cc ... [ROOMS linear ...] [LINKS target ...] [TIMEOUT seconds]): what
+# hr_kernel_test makes here: a cmocka program on the kernels of ROOMS (default: the room of the folder's name), run as NAME (copies as late as can be), NAME_early, NAME_seed1 (random
 # order of threads and copies) and NAME_checked. Not in a build with sanitizers: the emulation has checks of its own, and a
 # sanitizer would see its fibers as one confused thread. Host code that drives kernels is tested under sanitizers all the same.
 include(CheckCXXSourceRuns)
@@ -30,11 +30,11 @@ function(hr_emulated_library name)
   set_target_properties(${name}_checked PROPERTIES CXX_COMPILER_LAUNCHER ${CHECKED_COMPILE})
 endfunction()
 
-function(hr_kernel_test name)
+function(hr_emulated_kernel_test name)
   if(HEADRACE_SANITIZE)
     return()
   endif()
-  cmake_parse_arguments(TEST "" "TIMEOUT" "SOURCES;ROOMS" ${ARGN})
+  cmake_parse_arguments(TEST "" "TIMEOUT" "SOURCES;ROOMS;LINKS" ${ARGN})
   if(NOT TEST_ROOMS)
     get_filename_component(TEST_ROOMS ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   endif()
@@ -49,7 +49,7 @@ function(hr_kernel_test name)
     foreach(room ${TEST_ROOMS})
       target_link_libraries(${program} PRIVATE hr_kernels_${room}${variant})
     endforeach()
-    target_link_libraries(${program} PRIVATE hr_simt PkgConfig::CMOCKA m)
+    target_link_libraries(${program} PRIVATE ${TEST_LINKS} hr_simt PkgConfig::CMOCKA m)
   endforeach()
   foreach(run "" _early _seed1)
     add_test(NAME ${name}${run} COMMAND test_${name})

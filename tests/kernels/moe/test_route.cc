@@ -143,7 +143,20 @@ void check_logits(const Model &m, const Result &got, uint32_t row)
     }
 }
 
-// Choice and weights of the logits as they were stored: exactly.
+// A GPU's expf and the host's may differ in the last bit, which now and then changes the bf16 that follows: there a
+// probability may be one step of bf16 away from the host's, and the choice and the weights are held to that.
+#ifdef HRK_ON_GPU
+const float STEP_OF_BF16 = 1.0f / 128;
+#else
+const float STEP_OF_BF16 = 0.0f;
+#endif
+
+bool is_near(float is, float want, float steps)
+{
+    return fabsf(is - want) <= steps * STEP_OF_BF16 * fabsf(want);
+}
+
+// Choice and weights of the logits as they were stored: exactly, but for STEP_OF_BF16.
 void check_choice(const Model &m, const Result &got, uint32_t row)
 {
     const Case &c = m.c;
@@ -157,14 +170,21 @@ void check_choice(const Model &m, const Result &got, uint32_t row)
     }
     std::iota(order.begin(), order.end(), 0u);
     std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return score[a] > score[b]; });
-    for (uint32_t k = 0; k < c.K; k++)
-        sum += p[order[k]];
+    for (uint32_t k = 0; k < c.K; k++) {
+        const uint32_t id = got.ids[(size_t)row * c.K + k];
+
+        assert_true(id < c.E);
+        if (id != order[k] && !(STEP_OF_BF16 > 0 && fabsf(score[id] - score[order[k]]) <= 2 * STEP_OF_BF16))
+            fail_msg("row %u, choice %u: expert %u, not %u", row, k, id, order[k]);
+        order[k] = id;
+        sum += p[id];
+    }
     for (uint32_t k = 0; k < c.K; k++) {
         const float w = c.normalise ? bf16_rounded(p[order[k]] / bf16_rounded(bf16_rounded(sum) + 1e-6f)) : p[order[k]];
         const float want = bf16_rounded(w * c.scale), is = got.weights[(size_t)row * c.K + k];
 
-        assert_int_equal(got.ids[(size_t)row * c.K + k], order[k]);
-        assert_memory_equal(&is, &want, sizeof is);
+        if (!is_near(is, want, 4))
+            fail_msg("row %u, choice %u: weight %.9g, not %.9g", row, k, (double)is, (double)want);
     }
 }
 

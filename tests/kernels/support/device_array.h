@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <vector>
@@ -13,14 +14,22 @@
 namespace hrk_test
 {
 
+// A copy that fails would leave a test with numbers of its own: the program ends here.
+inline void need(cudaError_t code, const char *what)
+{
+    if (code == cudaSuccess)
+        return;
+    (void)fprintf(stderr, "error: %s: %s\n", what, cudaGetErrorName(code));
+    abort();
+}
+
 template <class T> class DeviceArray
 {
   public:
     // n values; every byte 0xff at first: NaN as bf16 or fp32, an absurd index as an integer.
     explicit DeviceArray(size_t n) : n_(n)
     {
-        if (cudaMalloc(reinterpret_cast<void **>(&data_), bytes()) != cudaSuccess)
-            abort();
+        need(cudaMalloc(reinterpret_cast<void **>(&data_), bytes()), "cudaMalloc");
         fill(0xff);
     }
     explicit DeviceArray(const std::vector<T> &values) : DeviceArray(values.size())
@@ -36,17 +45,17 @@ template <class T> class DeviceArray
 
     void fill(int byte)
     {
-        cudaMemset(data_, byte, bytes());
+        need(cudaMemset(data_, byte, bytes()), "cudaMemset");
     }
     void put(const std::vector<T> &values)
     {
-        cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice);
+        need(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "copy to the device");
     }
     std::vector<T> get() const
     {
         std::vector<T> values(n_);
 
-        cudaMemcpy(values.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost);
+        need(cudaMemcpy(values.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost), "copy from the device");
         return values;
     }
     T *data() const
