@@ -58,21 +58,25 @@ __device__ void prepare(const hrk_sampler_args &a, uint32_t index, uint32_t slot
     for (uint32_t i = threadIdx.x; i < row.n; i += THREADS)
         x[i] = mask && !(mask[i / 32] >> (i % 32) & 1) ? minus_infinity() : row.x[i];
     __syncthreads();
-    add_biases(a.tables.bias + (size_t)slot * HRK_BIAS_MAX, row.p->n_bias, row.n, x);
+    add_biases(a.tables.bias + (size_t)slot * HRK_BIAS_MAX, row.p.n_bias, row.n, x);
     __syncthreads();
-    if (forbids_stop && threadIdx.x < row.p->n_stop_ids && (uint32_t)stop[threadIdx.x] < row.n)
+    if (forbids_stop && threadIdx.x < row.p.n_stop_ids && (uint32_t)stop[threadIdx.x] < row.n)
         x[stop[threadIdx.x]] = minus_infinity();
     __syncthreads();
-    row.x = x;
+    if (threadIdx.x == 0)
+        row.x = x;
+    __syncthreads();
 }
 
-__device__ Row raw_row(const hrk_sampler_args &a, uint32_t index)
+__device__ void set_raw_row(const hrk_sampler_args &a, uint32_t index, Row &row)
 {
-    Row row = {};
-
-    row.x = a.logits + (size_t)index * hrk_ld(a.V);
-    row.n = min(a.n_valid, a.V);
-    return row;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        row.x = a.logits + (size_t)index * hrk_ld(a.V);
+        row.seen = nullptr;
+        row.n = min(a.n_valid, a.V);
+    }
+    __syncthreads();
 }
 
 __device__ bool has_penalties(const hrk_sampling &p)
@@ -80,50 +84,59 @@ __device__ bool has_penalties(const hrk_sampling &p)
     return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
 }
 
-__device__ Row sampling_row(const hrk_sampler_args &a, uint32_t index, const hrk_output &output, Shared &shared)
+__device__ void set_sampling_row(const hrk_sampler_args &a, uint32_t index, const hrk_output &output, Row &row)
 {
-    Row row = raw_row(a, index);
-    uint32_t bits = 0;
+    set_raw_row(a, index, row);
+    if (threadIdx.x == 0) {
+        uint32_t bits = 0;
 
-    if (threadIdx.x == 0)
-        shared.sampling = a.tables.sampling[output.slot];
+        row.p = a.tables.sampling[output.slot];
+        row.has_k = row.p.top_k > 0 && (uint32_t)row.p.top_k < row.n;
+        row.has_p = row.p.top_p < 1.0f;
+        row.has_min = row.p.min_p > 0.0f;
+        row.key = rng_key(row.p.seed, output.draw);
+        row.total = 0;
+        if (has_penalties(row.p))
+            row.seen = a.tables.seen + (size_t)output.slot * a.tables.seen_ld;
+        while (row.n > 1ull << bits)
+            bits++;
+        row.scale = __uint_as_float((127 + 62 - bits) << 23);
+    }
     __syncthreads();
-    row.p = &shared.sampling;
-    row.has_k = row.p->top_k > 0 && (uint32_t)row.p->top_k < row.n;
-    row.has_p = row.p->top_p < 1.0f;
-    row.has_min = row.p->min_p > 0.0f;
-    if (has_penalties(*row.p))
-        row.seen = a.tables.seen + (size_t)output.slot * a.tables.seen_ld;
-    while (bits < 32 && row.n > 1ull << bits)
-        bits++;
-    row.scale = __uint_as_float((127 + 62 - bits) << 23);
-    const bool forbids_stop = output.draw < row.p->min_tokens && row.p->n_stop_ids > 0;
-    if (a.mask || row.p->n_bias > 0 || forbids_stop)
+    const bool forbids_stop = output.draw < row.p.min_tokens && row.p.n_stop_ids > 0;
+    if (a.mask || row.p.n_bias > 0 || forbids_stop)
         prepare(a, index, output.slot, forbids_stop, row);
-    return row;
 }
 
 // ---------------------------------------------------------------- the ways; each returns an id, -1 for a bad row
 
 __device__ int32_t choose_greedy(const Row &row, Shared &shared)
 {
+    const bool is_lowered = row.is_lowered();
     bool is_bad = false;
     float best = minus_infinity();
     int32_t best_id = -1;
 
-    for (uint32_t base = threadIdx.x * 4; base < row.n; base += THREADS * 4) {
-        const float4 quad = read_quad(row, false, base);
-        const float v[4] = {quad.x, quad.y, quad.z, quad.w};
+    for (uint32_t base = 0; base < row.n; base += CHUNK) {
+        float4 quad[QUADS];
+
+        read_chunk(row, false, base, quad);
 #pragma unroll
-        for (uint32_t j = 0; j < 4; j++) {
-            is_bad |= !(v[j] < INFINITY);
-            if (row.is_lowered() && !(v[j] > best)) // penalties only take away
-                continue;
-            const float logit = base + j < row.n ? row.logit(base + j) : minus_infinity();
-            is_bad |= !(logit < INFINITY);
-            if (logit > best) {
-                best = logit;
-                best_id = (int32_t)(base + j);
+        for (uint32_t q = 0; q < QUADS; q++) {
+            const float v[4] = {quad[q].x, quad[q].y, quad[q].z, quad[q].w};
+#pragma unroll
+            for (uint32_t c = 0; c < 4; c++) {
+                const uint32_t id = quad_id(base, q) + c;
+
+                is_bad |= !(v[c] < INFINITY);
+                if (id >= row.n || (is_lowered && !(v[c] > best))) // penalties only take away
+                    continue;
+                const float logit = row.seen ? row.penalised(v[c], row.seen[id]) : v[c];
+                is_bad |= !(logit < INFINITY);
+                if (logit > best) {
+                    best = logit;
+                    best_id = (int32_t)id;
+                }
             }
         }
     }
@@ -149,17 +162,17 @@ __device__ void weigh_candidates(Row &row, uint32_t n, Shared &shared)
     __syncthreads();
 }
 
-__device__ int32_t choose_candidate(Row &row, uint64_t total, uint64_t key, Shared &shared)
+__device__ int32_t choose_candidate(Row &row, Shared &shared)
 {
     const uint32_t n = shared.count;
 
     weigh_candidates(row, n, shared);
-    rank_candidates(row, n, total, shared);
-    return draw_candidate(n, key, shared);
+    rank_candidates(row, n, shared);
+    return draw_candidate(row, n, shared);
 }
 
 // Returns false if there are too many candidates.
-__device__ bool choose_few(Row &row, uint64_t key, int32_t *id, Shared &shared)
+__device__ bool choose_few(Row &row, int32_t *id, Shared &shared)
 {
     const bool looks_up = !row.is_lowered();
     bool is_bad = false;
@@ -175,44 +188,43 @@ __device__ bool choose_few(Row &row, uint64_t key, int32_t *id, Shared &shared)
         if (shared.count > CAPACITY)
             return false;
     }
-    *id = choose_candidate(row, 0, key, shared);
+    *id = choose_candidate(row, shared);
     return true;
 }
 
 // The row's top is known. What lies so far below it that a whole row of it weighs less than half of what top_p drops is
 // no candidate.
-__device__ bool choose_nucleus(Row &row, uint64_t total, uint64_t key, int32_t *id, Shared &shared)
+__device__ bool choose_nucleus(Row &row, int32_t *id, Shared &shared)
 {
-    const double mass = (double)total / (double)row.scale, dropped = 0.5 * (1.0 - (double)row.p->top_p);
+    const double mass = (double)row.total / (double)row.scale, dropped = 0.5 * (1.0 - (double)row.p.top_p);
     const float bound = row.top_z - (float)log((double)row.n / (dropped * mass)) - 1e-3f;
-    const float x = row.p->temperature == 1.0f ? bound : bound * row.p->temperature + row.shift;
+    const float x = row.p.temperature == 1.0f ? bound : bound * row.p.temperature + row.shift;
     bool is_bad = false;
 
     collect(row, true, false, x - slack(x, row.top), &is_bad, shared);
     if (shared.count > CAPACITY)
         return false;
-    *id = choose_candidate(row, total, key, shared);
+    *id = choose_candidate(row, shared);
     return true;
 }
 
-__device__ int32_t choose(Row &row, uint64_t key, Shared &shared)
+__device__ int32_t choose(Row &row, Shared &shared)
 {
-    const bool has_few = row.has_k ? row.p->top_k <= (int32_t)THREADS : row.has_min && !row.has_p;
-    uint64_t total = 0;
+    const bool has_few = row.has_k ? row.p.top_k <= (int32_t)THREADS : row.has_min && !row.has_p;
     int32_t id;
 
-    if (!(row.p->temperature > 0))
+    if (!(row.p.temperature > 0))
         return choose_greedy(row, shared);
-    if ((has_few || (row.n <= CAPACITY && !(row.has_p && !row.has_k))) && choose_few(row, key, &id, shared))
+    if ((has_few || (row.n <= CAPACITY && !(row.has_p && !row.has_k))) && choose_few(row, &id, shared))
         return id;
     if (find_top(row, shared))
         return -1;
     if (row.has_p && !row.has_k) {
-        total = row_mass(row, shared);
-        if (choose_nucleus(row, total, key, &id, shared))
+        row.set_total(row_mass(row, shared));
+        if (choose_nucleus(row, &id, shared))
             return id;
     }
-    return draw_row(row, find_border(row, total, shared), key, shared);
+    return draw_row(row, find_border(row, shared), shared);
 }
 
 // ---------------------------------------------------------------- kernel
@@ -230,13 +242,14 @@ __device__ void note_token(const hrk_sampler_args &a, const Row &row, uint32_t s
 __global__ void __launch_bounds__(THREADS, 2) sampler_kernel(const __grid_constant__ hrk_sampler_args a)
 {
     __shared__ Shared shared;
+    __shared__ Row row;
     const uint32_t index = blockIdx.x;
 
     prim::griddep_wait();
     prim::griddep_launch();
     if (index >= a.tables.step->n_outputs)
         return;
-    const hrk_output output = outputs(a.tables.step)[index];
+    const hrk_output &output = outputs(a.tables.step)[index];
     hrk_sample *out = &a.samples[index];
     int32_t id = output.score_id;
     if (id < 0 && !output.is_sampled)
@@ -245,9 +258,8 @@ __global__ void __launch_bounds__(THREADS, 2) sampler_kernel(const __grid_consta
     if (threadIdx.x == 0)
         *out = {};
     if (id < 0) {
-        Row row = sampling_row(a, index, output, shared);
-
-        id = choose(row, rng_key(row.p->seed, output.draw), shared);
+        set_sampling_row(a, index, output, row);
+        id = choose(row, shared);
         if (threadIdx.x == 0) {
             note_token(a, row, output.slot, id);
             out->is_bad = id < 0;
@@ -258,7 +270,8 @@ __global__ void __launch_bounds__(THREADS, 2) sampler_kernel(const __grid_consta
     } else if (threadIdx.x == 0) {
         out->id = id;
     }
-    score_id(raw_row(a, index), id, min((uint32_t)max(output.n_logprobs, 0), (uint32_t)HRK_TOP_MAX), out,
+    set_raw_row(a, index, row);
+    score_id(row, id, min((uint32_t)max(output.n_logprobs, 0), (uint32_t)HRK_TOP_MAX), out,
              a.tops + (size_t)index * HRK_TOP_MAX, shared);
 }
 

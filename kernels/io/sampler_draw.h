@@ -23,7 +23,7 @@ __device__ __forceinline__ double exact_score(float z, uint64_t key, uint32_t id
     return (double)z - log(-log(rng_unit(rng_at(key, id))));
 }
 
-__device__ __forceinline__ int32_t draw_candidate(uint32_t n, uint64_t key, Shared &shared)
+__device__ __forceinline__ int32_t draw_candidate(const Row &row, uint32_t n, Shared &shared)
 {
     double best = 0.0;
     int32_t best_id = -1;
@@ -33,7 +33,7 @@ __device__ __forceinline__ int32_t draw_candidate(uint32_t n, uint64_t key, Shar
 
         if (id < 0)
             continue;
-        const double score = exact_score(shared.value[c], key, (uint32_t)id);
+        const double score = exact_score(shared.value[c], row.key, (uint32_t)id);
         if (is_better(score, id, best, best_id)) {
             best = score;
             best_id = id;
@@ -60,28 +60,34 @@ struct Best {
     int32_t id;
 };
 
-__device__ __forceinline__ Best rough_best(const Row &row, const Border &border, uint64_t key)
+__device__ __forceinline__ Best rough_best(const Row &row, const Border &border)
 {
-    enum : uint32_t { TOGETHER = 8 }; // ids between two looks at what the warp's other lanes have found
+    enum : uint32_t { Q = 2 }; // quads between two looks at what the warp's other lanes have found
     Best best = {minus_infinity(), minus_infinity(), -1};
     float reach = INFINITY;
 
-    for (uint32_t base = 0; base < row.n; base += THREADS * TOGETHER) {
-        for (uint32_t j = 0; j < TOGETHER; j++) {
-            const uint32_t i = base + j * THREADS + threadIdx.x;
+    for (uint32_t base = 0; base < row.n; base += THREADS * 4 * Q) {
+        float4 quad[Q];
 
-            if (i >= row.n)
-                continue;
-            const float z = row.z(i), weight = row.weight(z);
-            if (!border.keeps(z, weight, i))
-                continue;
-            const float score = rough_score(__fsub_rn(z, row.top_z), fmaxf(weight, 1e-38f), rng_at(key, i), reach);
-            if (score > best.first) {
-                best.second = best.first;
-                best.first = score;
-                best.id = (int32_t)i;
-            } else {
-                best.second = fmaxf(best.second, score);
+        read_chunk(row, true, base, quad);
+#pragma unroll
+        for (uint32_t q = 0; q < Q; q++) {
+            const float v[4] = {quad[q].x, quad[q].y, quad[q].z, quad[q].w};
+#pragma unroll
+            for (uint32_t c = 0; c < 4; c++) {
+                const uint32_t i = quad_id(base, q) + c;
+                const float z = row.z_of(v[c]), weight = row.weight(z);
+
+                if (i >= row.n || !border.keeps(z, weight, i))
+                    continue;
+                const float score = rough_score(__fsub_rn(z, row.top_z), weight, rng_at(row.key, i), reach);
+                if (score > best.first) {
+                    best.second = best.first;
+                    best.first = score;
+                    best.id = (int32_t)i;
+                } else {
+                    best.second = fmaxf(best.second, score);
+                }
             }
         }
         // What the best score leaves room for, with a margin far above all roundings.
@@ -90,30 +96,30 @@ __device__ __forceinline__ Best rough_best(const Row &row, const Border &border,
     return best;
 }
 
-__device__ __forceinline__ int32_t draw_row(const Row &row, const Border &border, uint64_t key, Shared &shared)
+__device__ __forceinline__ int32_t draw_row(const Row &row, const Border &border, Shared &shared)
 {
     const bool is_rough = fabsf(row.top_z) < ABSORBING;
-    const Best rough = is_rough ? rough_best(row, border, key) : Best{minus_infinity(), minus_infinity(), -1};
+    const Best rough = is_rough ? rough_best(row, border) : Best{minus_infinity(), minus_infinity(), -1};
     const float contest = block_max(rough.first, shared) - CONTEST;
     double best = 0.0;
     int32_t best_id = -1;
 
     if (__syncthreads_or(!is_rough || (rough.second >= contest && rough.id >= 0))) {
         // Two of one thread are close: look at everything near the best again.
-        for (uint32_t i = threadIdx.x; i < row.n; i += THREADS) {
-            const float z = row.z(i), weight = row.weight(z);
+        for_each_logit(row, [&](uint32_t i, float logit) {
+            const float z = row.z_of(logit), weight = row.weight(z);
 
             if (!border.keeps(z, weight, i) ||
-                !(rough_score(__fsub_rn(z, row.top_z), weight, rng_at(key, i), INFINITY) >= contest))
-                continue;
-            const double score = exact_score(z, key, i);
+                !(rough_score(__fsub_rn(z, row.top_z), weight, rng_at(row.key, i), INFINITY) >= contest))
+                return;
+            const double score = exact_score(z, row.key, i);
             if (is_better(score, (int32_t)i, best, best_id)) {
                 best = score;
                 best_id = (int32_t)i;
             }
-        }
+        });
     } else if (rough.id >= 0 && rough.first >= contest) {
-        best = exact_score(row.z((uint32_t)rough.id), key, (uint32_t)rough.id);
+        best = exact_score(row.z((uint32_t)rough.id), row.key, (uint32_t)rough.id);
         best_id = rough.id;
     }
     return block_best(best, best_id, shared);

@@ -19,20 +19,6 @@ namespace hrk
 namespace sampler
 {
 
-// An element is dropped by top_p when the running sum up to and with it, over the total, is at most 1 - top_p in fp32.
-struct Nucleus {
-    uint64_t total; // mass that probabilities are shares of
-    float limit;
-
-    // Whether an element with this much mass above it stays.
-    __device__ bool keeps(uint64_t above) const
-    {
-        const double running = above < total ? (double)(total - above) : 0.0;
-
-        return (float)(running / (double)total) > limit;
-    }
-};
-
 // What is drawn from: ids with a value above the border, or at it with an id up to `id`.
 struct Border {
     int32_t key, id;
@@ -91,15 +77,15 @@ __device__ __forceinline__ Ranked rank_of(uint32_t c, uint32_t n, const Shared &
     return r;
 }
 
-// Marks what is not kept among n candidates (values after temperature) by a negative id. total: what top_p's shares
-// are of; 0: what top_k leaves.
-__device__ __forceinline__ void rank_candidates(const Row &row, uint32_t n, uint64_t total, Shared &shared)
+// Marks what is not kept among n candidates (values after temperature) by a negative id. top_p's shares are of the
+// row's total if that is more than what top_k leaves here.
+__device__ __forceinline__ void rank_candidates(Row &row, uint32_t n, Shared &shared)
 {
     enum : uint32_t { OWN = CAPACITY / THREADS };
     Ranked ranked[OWN];
     bool is_kept[OWN];
     uint64_t inside = 0;
-    const bool needs_ranks = row.has_p || (row.has_k && n > (uint32_t)row.p->top_k);
+    const bool needs_ranks = row.has_p || (row.has_k && n > (uint32_t)row.p.top_k);
 
 #pragma unroll
     for (uint32_t o = 0; o < OWN; o++) {
@@ -109,23 +95,23 @@ __device__ __forceinline__ void rank_candidates(const Row &row, uint32_t n, uint
         ranked[o] = {0, 0, true};
         if (c < n && needs_ranks) {
             ranked[o] = rank_of(c, n, shared);
-            is_kept[o] = !row.has_k || ranked[o].n_greater < (uint32_t)row.p->top_k;
+            is_kept[o] = !row.has_k || ranked[o].n_greater < (uint32_t)row.p.top_k;
             inside += is_kept[o] ? shared.mass[c] : 0;
         }
     }
     if (row.has_p) {
         inside = block_sum(inside, shared);
-        const Nucleus nucleus = {total > inside ? total : inside, __fsub_rn(1.0f, row.p->top_p)};
+        row.set_total(row.total > inside ? row.total : inside);
 #pragma unroll
         for (uint32_t o = 0; o < OWN; o++)
-            is_kept[o] = is_kept[o] && (ranked[o].is_first || nucleus.keeps(ranked[o].above));
+            is_kept[o] = is_kept[o] && (ranked[o].is_first || row.in_nucleus(ranked[o].above));
     }
     __syncthreads();
 #pragma unroll
     for (uint32_t o = 0; o < OWN; o++) {
         const uint32_t c = o * THREADS + threadIdx.x;
 
-        if (c < n && !(is_kept[o] && (!row.has_min || row.weight(shared.value[c]) >= row.p->min_p)))
+        if (c < n && !(is_kept[o] && (!row.has_min || row.weight(shared.value[c]) >= row.p.min_p)))
             shared.id[c] = -1;
     }
     __syncthreads();
@@ -136,21 +122,27 @@ __device__ __forceinline__ void rank_candidates(const Row &row, uint32_t n, uint
 // The largest key in [low, high] for which `holds(sum of the amounts of elements at or above it)`; low if there is
 // none. each(i, &amount) gives an element's key. holds must not turn true as the key grows.
 template <class Each, class Holds>
-__device__ __forceinline__ int32_t search(uint32_t n, int32_t low, int32_t high, Each each, Holds holds, Shared &shared)
+__device__ __forceinline__ int32_t search(const Row &row, int32_t low, int32_t high, Each each, Holds holds,
+                                          Shared &shared)
 {
     int64_t lo = low, hi = high;
 
     while (lo < hi) {
         const int64_t step = (hi - lo + WAYS - 1) / WAYS;
+        int32_t trial[WAYS];
         uint64_t sum[WAYS] = {};
 
-        for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+#pragma unroll
+        for (uint32_t w = 0; w < WAYS; w++)
+            trial[w] =
+                (int32_t)(lo + step * (w + 1) < hi ? lo + step * (w + 1) : hi); // one beyond hi is not looked at below
+        for_each_logit(row, [&](uint32_t i, float logit) {
             uint64_t amount;
-            const int32_t key = each(i, &amount);
+            const int32_t key = each(i, row.z_of(logit), &amount);
 #pragma unroll
             for (uint32_t w = 0; w < WAYS; w++)
-                sum[w] += key >= lo + step * (w + 1) ? amount : 0;
-        }
+                sum[w] += key >= trial[w] ? amount : 0;
+        });
         __syncthreads();
 #pragma unroll
         for (uint32_t w = 0; w < WAYS; w++) {
@@ -180,24 +172,28 @@ __device__ __forceinline__ int32_t search(uint32_t n, int32_t low, int32_t high,
 }
 
 // The sum of the amounts of elements at or above a key.
-template <class Each> __device__ __forceinline__ uint64_t sum_from(uint32_t n, int32_t key, Each each, Shared &shared)
+template <class Each>
+__device__ __forceinline__ uint64_t sum_from(const Row &row, int32_t key, Each each, Shared &shared)
 {
-    uint64_t sum = 0, amount;
+    uint64_t sum = 0;
 
-    for (uint32_t i = threadIdx.x; i < n; i += THREADS)
-        sum += each(i, &amount) >= key ? amount : 0;
+    for_each_logit(row, [&](uint32_t i, float logit) {
+        uint64_t amount;
+
+        sum += each(i, row.z_of(logit), &amount) >= key ? amount : 0;
+    });
     return block_sum(sum, shared);
 }
 
 // How many of n equal elements of mass w, with `above` over them, top_p keeps; at least 1.
-__device__ __forceinline__ uint64_t kept_of_equals(const Nucleus &nucleus, uint64_t above, uint64_t w, uint64_t n)
+__device__ __forceinline__ uint64_t kept_of_equals(const Row &row, uint64_t above, uint64_t w, uint64_t n)
 {
     uint64_t low = 1, high = n;
 
     while (low < high) {
         const uint64_t middle = low + (high - low + 1) / 2;
 
-        if (nucleus.keeps(above + (middle - 1) * w))
+        if (row.in_nucleus(above + (middle - 1) * w))
             low = middle;
         else
             high = middle - 1;
@@ -205,46 +201,43 @@ __device__ __forceinline__ uint64_t kept_of_equals(const Nucleus &nucleus, uint6
     return low;
 }
 
-// The border of what all filters keep. total: as in rank_candidates.
-__device__ __forceinline__ Border find_border(const Row &row, uint64_t total, Shared &shared)
+// The border of what all filters keep.
+__device__ __forceinline__ Border find_border(Row &row, Shared &shared)
 {
     const int32_t lowest = order_key(-FLT_MAX), highest = order_key(row.top_z);
-    const auto count = [&](uint32_t i, uint64_t *amount) {
+    const auto count = [&](uint32_t, float z, uint64_t *amount) {
         *amount = 1;
-        return order_key(row.z(i));
+        return order_key(z);
     };
-    const auto mass = [&](uint32_t i, uint64_t *amount) {
-        const float z = row.z(i);
-
+    const auto mass = [&](uint32_t, float z, uint64_t *amount) {
         *amount = row.fixed(row.weight(z));
         return order_key(z);
     };
-    Border border = {lowest, INT32_MAX, row.has_min ? row.p->min_p : 0.0f};
+    Border border = {lowest, INT32_MAX, row.has_min ? row.p.min_p : 0.0f};
 
     if (row.has_k) {
-        const uint64_t k = (uint64_t)row.p->top_k;
+        const uint64_t k = (uint64_t)row.p.top_k;
 
         border.key = search(
-            row.n, lowest, highest, count, [=](uint64_t all) { return all >= k; }, shared);
+            row, lowest, highest, count, [=](uint64_t all) { return all >= k; }, shared);
     }
     if (!row.has_p)
         return border;
     if (row.has_k)
-        total = sum_from(row.n, border.key, mass, shared);
-    const Nucleus nucleus = {total, __fsub_rn(1.0f, row.p->top_p)};
+        row.set_total(sum_from(row, border.key, mass, shared));
     border.key = search(
-        row.n, border.key, highest, mass, [=](uint64_t all) { return !nucleus.keeps(all); }, shared);
-    const uint64_t above = border.key < highest ? sum_from(row.n, border.key + 1, mass, shared) : 0;
-    const uint64_t n_above = border.key < highest ? sum_from(row.n, border.key + 1, count, shared) : 0;
-    const uint64_t n_equal = sum_from(row.n, border.key, count, shared) - n_above;
-    const uint64_t n_kept = kept_of_equals(nucleus, above, row.fixed(row.weight(of_order_key(border.key))), n_equal);
+        row, border.key, highest, mass, [&](uint64_t all) { return !row.in_nucleus(all); }, shared);
+    const uint64_t above = border.key < highest ? sum_from(row, border.key + 1, mass, shared) : 0;
+    const uint64_t n_above = border.key < highest ? sum_from(row, border.key + 1, count, shared) : 0;
+    const uint64_t n_equal = sum_from(row, border.key, count, shared) - n_above;
+    const uint64_t n_kept = kept_of_equals(row, above, row.fixed(row.weight(of_order_key(border.key))), n_equal);
     if (n_kept < n_equal) {
         const int32_t key = border.key;
 
         border.id = -search(
-            row.n, -(int32_t)row.n, 0,
-            [&](uint32_t i, uint64_t *amount) {
-                *amount = order_key(row.z(i)) == key;
+            row, -(int32_t)row.n, 0,
+            [&](uint32_t i, float z, uint64_t *amount) {
+                *amount = order_key(z) == key;
                 return -(int32_t)i;
             },
             [=](uint64_t all) { return all >= n_kept; }, shared);

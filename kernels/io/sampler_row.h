@@ -36,7 +36,6 @@ struct Shared {
         float floats[WARPS];
     };
     int32_t ids[WARPS];
-    hrk_sampling sampling;
 };
 
 __device__ __forceinline__ float minus_infinity()
@@ -84,13 +83,15 @@ __device__ __forceinline__ float keep_finite(float before, float after)
     return after > 0 ? FLT_MAX : -FLT_MAX;
 }
 
-// The logits a row's choice is made of.
+// The logits a row's choice is made of. Lies in shared memory: registers are for what streams.
 struct Row {
-    const float *x;        // raw, or with mask, bias and stop ids applied
-    const uint16_t *seen;  // penalty table's row; NULL without penalties
-    uint32_t n;            // ids 0 .. n - 1 may be chosen
-    const hrk_sampling *p; // in shared memory; NULL where only raw logits are scored
+    const float *x;       // raw, or with mask, bias and stop ids applied
+    const uint16_t *seen; // penalty table's row; NULL without penalties
+    uint32_t n;           // ids 0 .. n - 1 may be chosen
+    hrk_sampling p;
     bool has_k, has_p, has_min;
+    uint64_t key;   // of the draw
+    uint64_t total; // mass that top_p's shares are of; 0 before it is known
     // After find_top:
     float top;          // largest logit after penalties
     float shift;        // taken off before dividing by the temperature
@@ -103,11 +104,11 @@ struct Row {
 
         if (entry == 0)
             return before;
-        if (p->repetition_penalty != 1.0f)
-            v = v < 0 ? __fmul_rn(v, p->repetition_penalty) : __fdiv_rn(v, p->repetition_penalty);
+        if (p.repetition_penalty != 1.0f)
+            v = v < 0 ? __fmul_rn(v, p.repetition_penalty) : __fdiv_rn(v, p.repetition_penalty);
         if (n_output > 0) {
-            v = __fsub_rn(v, __fmul_rn(p->frequency_penalty, (float)n_output));
-            v = __fsub_rn(v, p->presence_penalty);
+            v = __fsub_rn(v, __fmul_rn(p.frequency_penalty, (float)n_output));
+            v = __fsub_rn(v, p.presence_penalty);
         }
         return keep_finite(before, v);
     }
@@ -118,7 +119,7 @@ struct Row {
     // Penalties can only lower a logit, and by how much is known without looking at the counts.
     __device__ bool is_lowered() const
     {
-        return !seen || (p->repetition_penalty >= 1.0f && p->presence_penalty >= 0.0f && p->frequency_penalty == 0.0f);
+        return !seen || (p.repetition_penalty >= 1.0f && p.presence_penalty >= 0.0f && p.frequency_penalty == 0.0f);
     }
     // What is left of a raw logit at least, if is_lowered().
     __device__ float lowered(float v) const
@@ -127,7 +128,7 @@ struct Row {
     }
     __device__ float z_of(float logit) const
     {
-        return p->temperature == 1.0f ? logit : __fdiv_rn(__fsub_rn(logit, shift), p->temperature);
+        return p.temperature == 1.0f ? logit : __fdiv_rn(__fsub_rn(logit, shift), p.temperature);
     }
     __device__ float z(uint32_t i) const
     {
@@ -144,9 +145,34 @@ struct Row {
     // Dividing by a temperature near 0 would overflow: then distances from the top are divided.
     __device__ void set_top(float logit)
     {
+        __syncthreads();
+        if (threadIdx.x == 0)
+            store_top(logit);
+        __syncthreads();
+    }
+
+    __device__ void set_total(uint64_t mass)
+    {
+        __syncthreads();
+        if (threadIdx.x == 0)
+            total = mass;
+        __syncthreads();
+    }
+    // top_p drops an element when the running sum up to and with it, over the total, is at most 1 - top_p in fp32.
+    // Whether an element with this much mass above it stays:
+    __device__ bool in_nucleus(uint64_t above) const
+    {
+        const double running = above < total ? (double)(total - above) : 0.0;
+
+        return (float)(running / (double)total) > __fsub_rn(1.0f, p.top_p);
+    }
+
+  private:
+    __device__ void store_top(float logit)
+    {
         top = logit;
-        shift = p->temperature > 0 && is_finite(__fdiv_rn(top, p->temperature)) ? 0.0f : top;
-        top_z = p->temperature > 0 ? z_of(top) : top;
+        shift = p.temperature > 0 && is_finite(__fdiv_rn(top, p.temperature)) ? 0.0f : top;
+        top_z = p.temperature > 0 ? z_of(top) : top;
     }
 };
 

@@ -52,37 +52,83 @@ __device__ __forceinline__ float bound_of(const Row &row, bool looks_up, float t
     float bound = minus_infinity();
 
     if (row.has_k) {
-        const float reached = reached_by(thread_max, (uint32_t)row.p->top_k),
+        const float reached = reached_by(thread_max, (uint32_t)row.p.top_k),
                     x = looks_up ? reached : row.lowered(reached);
 
         bound = x - slack(x, top);
     }
     if (row.has_min && !row.has_p) {
-        const float x = top + row.p->temperature * (logf(row.p->min_p) - 1e-3f);
+        const float x = top + row.p.temperature * (logf(row.p.min_p) - 1e-3f);
 
         bound = fmaxf(bound, x - slack(x, top));
     }
     return bound; // a NaN (infinite x) was dropped by fmaxf or is dropped by collect()
 }
 
-// Up to four values from `at`, -inf past the end.
-__device__ __forceinline__ float4 read_quad(const Row &row, bool looks_up, uint32_t at)
+// Where the q-th quad of a thread lies in a chunk.
+__device__ __forceinline__ uint32_t quad_id(uint32_t base, uint32_t q)
 {
-    float4 v = make_float4(minus_infinity(), minus_infinity(), minus_infinity(), minus_infinity());
+    return base + (q * THREADS + threadIdx.x) * 4;
+}
 
-    if (at < row.n) {
-        v = *reinterpret_cast<const float4 *>(row.x + at);
-        if (looks_up && row.seen) {
-            const ushort4 e = *reinterpret_cast<const ushort4 *>(row.seen + at);
+// A thread's quads of the chunk at `base`: raw logits, or with looks_up those after penalties; -inf past the end. All
+// loads are issued before the first is used.
+template <uint32_t Q>
+__device__ __forceinline__ void read_chunk(const Row &row, bool looks_up, uint32_t base, float4 (&quad)[Q])
+{
+#pragma unroll
+    for (uint32_t q = 0; q < Q; q++) {
+        const uint32_t at = quad_id(base, q);
 
-            v = make_float4(row.penalised(v.x, e.x), row.penalised(v.y, e.y), row.penalised(v.z, e.z),
-                            row.penalised(v.w, e.w));
-        }
-        v.y = at + 1 < row.n ? v.y : minus_infinity();
-        v.z = at + 2 < row.n ? v.z : minus_infinity();
-        v.w = at + 3 < row.n ? v.w : minus_infinity();
+        quad[q] = make_float4(minus_infinity(), minus_infinity(), minus_infinity(), minus_infinity());
+        if (at < row.n)
+            quad[q] = *reinterpret_cast<const float4 *>(row.x + at);
     }
-    return v;
+    if (looks_up && row.seen) {
+        ushort4 seen[Q];
+#pragma unroll
+        for (uint32_t q = 0; q < Q; q++) {
+            const uint32_t at = quad_id(base, q);
+
+            seen[q] = make_ushort4(0, 0, 0, 0);
+            if (at < row.n)
+                seen[q] = *reinterpret_cast<const ushort4 *>(row.seen + at);
+        }
+#pragma unroll
+        for (uint32_t q = 0; q < Q; q++)
+            quad[q] = make_float4(row.penalised(quad[q].x, seen[q].x), row.penalised(quad[q].y, seen[q].y),
+                                  row.penalised(quad[q].z, seen[q].z), row.penalised(quad[q].w, seen[q].w));
+    }
+#pragma unroll
+    for (uint32_t q = 0; q < Q; q++) {
+        const uint32_t at = quad_id(base, q);
+
+        quad[q].y = at + 1 < row.n ? quad[q].y : minus_infinity();
+        quad[q].z = at + 2 < row.n ? quad[q].z : minus_infinity();
+        quad[q].w = at + 3 < row.n ? quad[q].w : minus_infinity();
+    }
+}
+
+// use(id, logit after penalties) for all ids of the row, each by one thread.
+template <class Use> __device__ __forceinline__ void for_each_logit(const Row &row, Use use)
+{
+    enum : uint32_t { Q = 1 };
+
+    for (uint32_t base = 0; base < row.n; base += THREADS * 4 * Q) {
+        float4 quad[Q];
+
+        read_chunk(row, true, base, quad);
+#pragma unroll
+        for (uint32_t q = 0; q < Q; q++) {
+            const uint32_t id = quad_id(base, q);
+            const float v[4] = {quad[q].x, quad[q].y, quad[q].z, quad[q].w};
+#pragma unroll
+            for (uint32_t c = 0; c < 4; c++) {
+                if (id + c < row.n)
+                    use(id + c, v[c]);
+            }
+        }
+    }
 }
 
 __device__ __forceinline__ void keep_any(float v, uint32_t id, float bound, Shared &shared)
@@ -118,9 +164,7 @@ __device__ __forceinline__ float collect(const Row &row, bool looks_up, bool fin
         float4 quad[QUADS];
         float most = minus_infinity();
 
-#pragma unroll
-        for (uint32_t q = 0; q < QUADS; q++)
-            quad[q] = read_quad(row, looks_up, base + (q * THREADS + threadIdx.x) * 4);
+        read_chunk(row, looks_up, base, quad);
 #pragma unroll
         for (uint32_t q = 0; q < QUADS; q++) {
             most = fmaxf(fmaxf(most, fmaxf(quad[q].x, quad[q].y)), fmaxf(quad[q].z, quad[q].w));
@@ -135,7 +179,7 @@ __device__ __forceinline__ float collect(const Row &row, bool looks_up, bool fin
         bound = bound == bound ? bound : minus_infinity();
 #pragma unroll
         for (uint32_t q = 0; q < QUADS; q++) {
-            const uint32_t id = base + (q * THREADS + threadIdx.x) * 4;
+            const uint32_t id = quad_id(base, q);
 
             keep(quad[q].x, id, bound, shared);
             keep(quad[q].y, id + 1, bound, shared);

@@ -111,7 +111,7 @@ void the_token_is_the_hosts_for_any_parameters(void **)
 
     for (const auto &size : sizes) {
         std::vector<SampleRow> rows;
-        for (uint32_t i = 0; i < size[2]; i++)
+        for (uint32_t i = 0; i < rows_of(size[2]); i++)
             rows.push_back(random_row(size[0], random));
         for (SampleRow &row : rows) /* history ids are valid ones */
             for (std::vector<int32_t> *ids : {&row.prompt, &row.output})
@@ -136,8 +136,10 @@ void the_token_is_the_hosts_on_a_whole_vocabulary(void **)
         {1.0f, 0.9f, 0.1f, 1.0f, 5000, 2.0f}, {0.0f, 1.0f, 0.0f, 1.2f, 0, 2.0f},   {1.5f, 1.0f, 0.0f, 1.0f, 512, 2.0f},
         {1.0f, 1.0f, 0.01f, 1.0f, 0, 0.3f},   {1e-38f, 0.9f, 0.0f, 1.0f, 20, 2.0f}};
 
-    for (const auto &t : table) {
+    for (size_t i = 0; i < std::min<size_t>(std::size(table), rows_of(64)); i++) {
+        const auto &t = table[i];
         SampleRow row;
+
         row.logits = random_logits(V, t.spread, random);
         row.sampling = neutral();
         row.sampling.temperature = t.temperature;
@@ -146,7 +148,7 @@ void the_token_is_the_hosts_on_a_whole_vocabulary(void **)
         row.sampling.repetition_penalty = t.repetition;
         row.sampling.top_k = t.top_k;
         row.sampling.seed = random.next();
-        for (uint32_t i = 0; i < 300; i++)
+        for (uint32_t j = 0; j < 300; j++)
             row.prompt.push_back((int32_t)random.below(n_valid));
         row.n_logprobs = t.top_k == 50 ? 20 : -1;
         rows.push_back(row);
@@ -327,13 +329,13 @@ void tokens_are_among_those_that_transformers_keeps(void **)
             row.bias.push_back({(int32_t)json_integer_value(json_array_get(pair, 0)),
                                 (float)json_number_value(json_array_get(pair, 1))});
         }
-        for (uint64_t seed = 0; seed < 4; seed++) {
+        for (uint64_t seed = 0; seed < rows_of(4); seed++) {
             row.sampling.seed = seed * 1000 + i;
             rows.push_back(row);
             kept_of.push_back(json_object_get(c, "kept"));
         }
     }
-    assert_true(rows.size() > 600);
+    assert_true(rows.size() > 200);
     check_rows(rows, V, V);
     const auto got = sample_on_device(rows, V, V);
     for (size_t i = 0; i < rows.size(); i++) {
