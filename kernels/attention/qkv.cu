@@ -11,7 +11,7 @@
 // norm wants all its rows.
 #include "attention/rope.h"
 #include "linear/wgmma.h"
-#include "linear/wgmma_pipeline.h"
+#include "linear/wgmma_choice.h"
 #include "norm/norm.h"
 
 namespace hrk
@@ -212,16 +212,11 @@ template <class S> __global__ void __launch_bounds__(S::THREADS, S::PER_SM) qkv_
     wgmma::run<S, false>(p.problem, block, epilogue);
 }
 
-using Kernel = void (*)(Params);
-struct Choice {
-    Kernel kernel;
-    wgmma::Variant shape;
-};
-template <int N, int CONSUMERS> constexpr Choice choice()
+template <int N, int CONSUMERS> constexpr wgmma::Choice<Params> choice()
 {
     using S = Tiling<N, CONSUMERS>;
 
-    return Choice{qkv_kernel<S>, wgmma::variant_of<S>()};
+    return {qkv_kernel<S>, wgmma::variant_of<S>()};
 }
 
 bool is_supported(const hrk_qkv_args *args)
@@ -235,8 +230,8 @@ bool is_supported(const hrk_qkv_args *args)
 
 int qkv_as(const hrk_qkv_args *args, const hrk_launch *on, int variant)
 {
-    static const Choice choices[QKV_VARIANTS] = {choice<16, 1>(), choice<32, 1>(), choice<64, 1>(), choice<128, 2>(),
-                                                 choice<192, 2>()};
+    static const wgmma::Choice<Params> choices[QKV_VARIANTS] = {choice<16, 1>(), choice<32, 1>(), choice<64, 1>(),
+                                                                choice<128, 2>(), choice<192, 2>()};
     const hrk_matrix &w = args->w;
     Params p = {};
 
@@ -244,15 +239,8 @@ int qkv_as(const hrk_qkv_args *args, const hrk_launch *on, int variant)
         return cudaErrorInvalidValue;
     if (args->max_rows == 0)
         return 0;
-    if (variant == PICK_VARIANT) {
-        const wgmma::Load load = {hrk_ld(w.cols) / wgmma::K_BLOCK, w.rows / wgmma::STRIP, 1, args->max_rows, 0};
-        wgmma::Variant shapes[QKV_VARIANTS];
-
-        for (uint32_t i = 0; i < QKV_VARIANTS; i++)
-            shapes[i] = choices[i].shape;
-        variant = (int)wgmma::pick_variant(shapes, QKV_VARIANTS, load, on->n_sms);
-    }
-    if (variant < 0 || variant >= QKV_VARIANTS)
+    variant = wgmma::choose(choices, variant, wgmma::dense_load(w, args->max_rows, 0), on->n_sms);
+    if (variant < 0)
         return cudaErrorInvalidValue;
     p.problem.step = args->tables.step;
     p.problem.over = HRK_ROWS_ALL;

@@ -13,10 +13,9 @@
 // Tiles: 32 and 64 tokens with three accumulators in one consumer; 128 and 192 with a consumer for each of B, C and X;
 // thin ones of 16 or 32 channels for steps of few rows: a model of 2,048 channels has but 32 strips. Small tiles ask
 // for the state before the product starts.
-#include "common/launch.h"
 #include "conv/conv.h"
 #include "linear/wgmma.h"
-#include "linear/wgmma_pipeline.h"
+#include "linear/wgmma_choice.h"
 
 namespace hrk
 {
@@ -252,16 +251,11 @@ __global__ void __launch_bounds__(S::THREADS, S::PER_SM) conv_in_kernel(const __
     wgmma::run<S, false>(p.problem, block, epilogue);
 }
 
-using Kernel = void (*)(Params);
-struct Choice {
-    Kernel kernel;
-    wgmma::Variant shape;
-};
-template <int N, int CONSUMERS, int ROWS, int PER_SM> constexpr Choice choice()
+template <int N, int CONSUMERS, int ROWS, int PER_SM> constexpr wgmma::Choice<Params> choice()
 {
     using S = Tiling<N, CONSUMERS, ROWS, PER_SM>;
 
-    return Choice{conv_in_kernel<S>, wgmma::variant_of<S>()};
+    return {conv_in_kernel<S>, wgmma::variant_of<S>()};
 }
 
 bool is_supported(const hrk_conv_in_args *args)
@@ -274,7 +268,7 @@ bool is_supported(const hrk_conv_in_args *args)
 
 int conv_in_as(const hrk_conv_in_args *args, const hrk_launch *on, int variant)
 {
-    static const Choice choices[CONV_IN_VARIANTS] = {
+    static const wgmma::Choice<Params> choices[CONV_IN_VARIANTS] = {
         choice<32, 1, 64, 2>(), choice<64, 1, 64, 1>(), choice<128, 3, 64, 1>(), choice<192, 3, 64, 1>(),
         choice<16, 1, 16, 2>(), choice<32, 1, 16, 1>(), choice<64, 1, 32, 1>()};
     const hrk_matrix &w = args->w;
@@ -284,16 +278,8 @@ int conv_in_as(const hrk_conv_in_args *args, const hrk_launch *on, int variant)
         return cudaErrorInvalidValue;
     if (args->max_rows == 0)
         return 0;
-    const wgmma::Load load = {hrk_ld(w.cols) / wgmma::K_BLOCK, hrk_ld(w.rows) / wgmma::STRIP, 1, args->max_rows,
-                              args->L - 1};
-    if (variant == PICK_VARIANT) {
-        wgmma::Variant shapes[CONV_IN_VARIANTS];
-
-        for (uint32_t i = 0; i < CONV_IN_VARIANTS; i++)
-            shapes[i] = choices[i].shape;
-        variant = (int)wgmma::pick_variant(shapes, CONV_IN_VARIANTS, load, on->n_sms);
-    }
-    if (variant < 0 || variant >= CONV_IN_VARIANTS || load.k_blocks % choices[variant].shape.parts != 0)
+    variant = wgmma::choose(choices, variant, wgmma::dense_load(w, args->max_rows, args->L - 1), on->n_sms);
+    if (variant < 0)
         return cudaErrorInvalidValue;
     p.problem.step = args->tables.step;
     p.problem.over = HRK_ROWS_ALL;

@@ -3,8 +3,8 @@
 // expert: same tiles, same kernel. Bound: the weights of all experts that were chosen, once.
 #include "linear/linear.h"
 #include "linear/wgmma.h"
+#include "linear/wgmma_choice.h"
 #include "linear/wgmma_linear.h"
-#include "linear/wgmma_pipeline.h"
 
 namespace hrk
 {

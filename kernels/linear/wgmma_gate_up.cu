@@ -10,7 +10,7 @@
 // device has SMs.
 #include "linear/linear.h"
 #include "linear/wgmma.h"
-#include "linear/wgmma_pipeline.h"
+#include "linear/wgmma_choice.h"
 
 namespace hrk
 {
@@ -67,16 +67,11 @@ __global__ void __launch_bounds__(S::THREADS, S::PER_SM) gate_up_kernel(const __
     wgmma::run<S, true>(p.problem, block, epilogue);
 }
 
-using Kernel = void (*)(Params);
-struct Choice {
-    Kernel kernel;
-    wgmma::Variant shape;
-};
-template <int N, int CONSUMERS, int ROWS> constexpr Choice choice()
+template <int N, int CONSUMERS, int ROWS> constexpr wgmma::Choice<Params> choice()
 {
     using S = Tiling<N, CONSUMERS, ROWS>;
 
-    return Choice{gate_up_kernel<S>, wgmma::variant_of<S>()};
+    return {gate_up_kernel<S>, wgmma::variant_of<S>()};
 }
 
 bool is_supported(const hrk_gate_up_args *args)
@@ -93,9 +88,9 @@ bool is_supported(const hrk_gate_up_args *args)
 
 int gate_up_wgmma_as(const hrk_gate_up_args *args, const hrk_launch *on, int variant)
 {
-    static const Choice choices[GATE_UP_VARIANTS] = {choice<16, 1, 64>(), choice<32, 1, 64>(),  choice<64, 1, 64>(),
-                                                     choice<96, 2, 64>(), choice<128, 2, 64>(), choice<16, 1, 32>(),
-                                                     choice<32, 1, 32>()};
+    static const wgmma::Choice<Params> choices[GATE_UP_VARIANTS] = {
+        choice<16, 1, 64>(),  choice<32, 1, 64>(), choice<64, 1, 64>(), choice<96, 2, 64>(),
+        choice<128, 2, 64>(), choice<16, 1, 32>(), choice<32, 1, 32>()};
     const hrk_matrix &w = args->w;
     const hrk_routing *routing = args->routing;
     Params p = {};
@@ -104,17 +99,11 @@ int gate_up_wgmma_as(const hrk_gate_up_args *args, const hrk_launch *on, int var
         return cudaErrorInvalidValue;
     if (args->max_rows == 0)
         return 0;
-    const wgmma::Load dense = {hrk_ld(w.cols) / wgmma::K_BLOCK, hrk_ld(w.rows) / wgmma::STRIP, 1, args->max_rows, 0};
-    if (variant == PICK_VARIANT) {
-        wgmma::Variant shapes[GATE_UP_VARIANTS];
-
-        for (uint32_t i = 0; i < GATE_UP_VARIANTS; i++)
-            shapes[i] = choices[i].shape;
-        variant = (int)wgmma::pick_variant(
-            shapes, GATE_UP_VARIANTS,
-            routing ? wgmma::expert_load(dense, args->max_rows, routing->E, routing->K) : dense, on->n_sms);
-    }
-    if (variant < 0 || variant >= GATE_UP_VARIANTS || dense.k_blocks % choices[variant].shape.parts != 0)
+    const wgmma::Load dense = wgmma::dense_load(w, args->max_rows, 0);
+    variant =
+        wgmma::choose(choices, variant,
+                      routing ? wgmma::expert_load(dense, args->max_rows, routing->E, routing->K) : dense, on->n_sms);
+    if (variant < 0)
         return cudaErrorInvalidValue;
     p.problem.step = args->tables.step;
     p.problem.over = HRK_ROWS_ALL;

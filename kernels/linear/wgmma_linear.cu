@@ -10,8 +10,8 @@
 // of few rows through matrices of few strips.
 #include "linear/linear.h"
 #include "linear/wgmma.h"
+#include "linear/wgmma_choice.h"
 #include "linear/wgmma_linear.h"
-#include "linear/wgmma_pipeline.h"
 
 namespace hrk
 {
@@ -127,40 +127,29 @@ __global__ void __launch_bounds__(S::THREADS, S::PER_SM) linear_kernel(const __g
     wgmma::run<S, false>(p.problem, block, epilogue);
 }
 
-using Kernel = void (*)(Params);
-struct Choice {
-    Kernel kernel;
-    wgmma::Variant shape;
-};
-template <int N, int CONSUMERS, int ROWS> constexpr Choice choice()
+template <int N, int CONSUMERS, int ROWS> constexpr wgmma::Choice<Params> choice()
 {
     using S = Tiling<N, CONSUMERS, ROWS>;
 
-    return Choice{linear_kernel<S>, wgmma::variant_of<S>()};
+    return {linear_kernel<S>, wgmma::variant_of<S>()};
 }
 
 } // namespace
 
 int launch_product(const Product *product, const hrk_launch *on, int variant)
 {
-    static const Choice choices[LINEAR_VARIANTS] = {choice<16, 1, 64>(),  choice<32, 1, 64>(),  choice<64, 1, 64>(),
-                                                    choice<128, 2, 64>(), choice<256, 2, 64>(), choice<16, 1, 16>(),
-                                                    choice<16, 1, 32>(),  choice<32, 1, 32>()};
+    static const wgmma::Choice<Params> choices[LINEAR_VARIANTS] = {
+        choice<16, 1, 64>(),  choice<32, 1, 64>(), choice<64, 1, 64>(), choice<128, 2, 64>(),
+        choice<256, 2, 64>(), choice<16, 1, 16>(), choice<16, 1, 32>(), choice<32, 1, 32>()};
     const hrk_matrix &w = product->w;
-    const wgmma::Load dense = {hrk_ld(w.cols) / wgmma::K_BLOCK, hrk_ld(w.rows) / wgmma::STRIP, 1, product->max_rows, 0};
     const hrk_routing *routing = product->routing;
+    const wgmma::Load dense = wgmma::dense_load(w, product->max_rows, 0);
     Params p = {};
 
-    if (variant == PICK_VARIANT) {
-        wgmma::Variant shapes[LINEAR_VARIANTS];
-
-        for (uint32_t i = 0; i < LINEAR_VARIANTS; i++)
-            shapes[i] = choices[i].shape;
-        variant = (int)wgmma::pick_variant(
-            shapes, LINEAR_VARIANTS,
-            routing ? wgmma::expert_load(dense, product->max_rows, routing->E, routing->K) : dense, on->n_sms);
-    }
-    if (variant < 0 || variant >= LINEAR_VARIANTS || dense.k_blocks % choices[variant].shape.parts != 0)
+    variant = wgmma::choose(choices, variant,
+                            routing ? wgmma::expert_load(dense, product->max_rows, routing->E, routing->K) : dense,
+                            on->n_sms);
+    if (variant < 0)
         return cudaErrorInvalidValue;
     p.problem.step = product->step;
     p.problem.over = product->over;
