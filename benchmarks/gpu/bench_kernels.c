@@ -7,7 +7,7 @@
  * of keys and values that no set is still in the second-level cache when its turn comes again; data are random, since
  * zeros draw less power and run faster.
  *
- *     bench_kernels [--quick] [--only NAME] [--budget SECONDS] [--out FILE]
+ *     bench_kernels [--quick] [--only NAME] [--rows N] [--budget SECONDS] [--out FILE]
  *
  * --quick runs small shapes once, to see on a machine without a GPU that every call is right (against the emulation).
  */
@@ -36,6 +36,7 @@ static const shape QUICK_SHAPES[] = {{"quick", 128, 4, 2, 64, 192, 8, 2, 64, 512
 typedef struct bench {
     bool quick;
     const char *only;
+    uint32_t only_rows; /* 0: all */
     double deadline;
     FILE *out;
     hrk_launch on;
@@ -211,6 +212,11 @@ static void report(const bench *b, const char *kernel, const char *model, const 
 static bool wanted(const bench *b, const char *kernel)
 {
     return (!b->only || strstr(b->only, kernel)) && now() < b->deadline;
+}
+
+static bool wants_rows(const bench *b, uint32_t n)
+{
+    return !b->only_rows || b->only_rows == n;
 }
 
 /* Sets of `bytes` that together exceed the cache three times. */
@@ -649,7 +655,7 @@ static void bench_attention(bench *b, const shape *s, uint32_t n, uint32_t conte
     job j = {.launch = is_prompt ? launch_attention_prefill : launch_attention_decode};
     char detail[128];
 
-    if (!wanted(b, kernel))
+    if (!wanted(b, kernel) || !wants_rows(b, n))
         return;
     set_step(b, is_prompt ? 0 : n, is_prompt ? 0 : context, is_prompt ? n : 0);
     scratch = hrk_attention_scratch(n, chunks ? chunks : 1, s->Nq, s->D);
@@ -786,8 +792,11 @@ static void run_all(bench *b)
     bench_ceiling(b);
     for (uint32_t i = 0; i < n_shapes; i++)
         for (uint32_t k = 0; k < n_rows; k++)
-            bench_moe(b, &shapes[i], rows[k]);
+            if (wants_rows(b, rows[k]))
+                bench_moe(b, &shapes[i], rows[k]);
     for (uint32_t k = 0; k < n_rows; k++) {
+        if (!wants_rows(b, rows[k]))
+            continue;
         bench_operators(b, &shapes[0], rows[k]);
         bench_linear(b, &shapes[0], rows[k], "out_proj", shapes[0].H, shapes[0].H, HRK_RESIDUAL);
         bench_linear(b, &shapes[n_shapes - 1], rows[k], "ffn_down", shapes[n_shapes - 1].H, shapes[n_shapes - 1].F,
@@ -826,12 +835,14 @@ int main(int argc, char **argv)
             b.quick = true;
         else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc)
             b.only = argv[++i];
+        else if (strcmp(argv[i], "--rows") == 0 && i + 1 < argc)
+            b.only_rows = (uint32_t)strtoul(argv[++i], NULL, 10);
         else if (strcmp(argv[i], "--budget") == 0 && i + 1 < argc)
             b.deadline = start + strtod(argv[++i], NULL);
         else if (strcmp(argv[i], "--out") == 0 && i + 1 < argc)
             b.out = fopen(argv[++i], "w");
         else {
-            (void)fprintf(stderr, "bench_kernels [--quick] [--only NAME] [--budget SECONDS] [--out FILE]\n");
+            (void)fprintf(stderr, "bench_kernels [--quick] [--only NAME] [--rows N] [--budget SECONDS] [--out FILE]\n");
             return 2;
         }
     }

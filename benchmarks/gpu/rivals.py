@@ -169,6 +169,13 @@ def main():
     parser.add_argument("--budget", type=float, default=120)
     parser.add_argument("--out", default="-")
     args = parser.parse_args()
+    try:
+        import torch
+    except ImportError as e:
+        print(f"error: the rivals need torch: {e}", file=sys.stderr)
+        sys.exit(3)
+    if not torch.cuda.is_available():
+        sys.exit("error: torch sees no GPU")
     out = sys.stdout if args.out == "-" else open(args.out, "w")
     b = Bench(args.budget, out)
     for part in (mixtures, attention, linears, sampler):
