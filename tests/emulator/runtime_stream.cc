@@ -270,8 +270,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle)
 
     if (!stream || stream->is_null)
         return fail(cudaErrorInvalidResourceHandle);
-    if (stream->capture)
+    if (stream->capture) {
         invalidate(*stream);
+        if (stream->capture->origin == stream)
+            stream->capture->origin = nullptr; // the two would keep each other
+        stream->capture = nullptr;
+    }
     if (!stream->queue.empty())
         orphans.push_back(stream);
     streams.erase(handle);
