@@ -274,7 +274,8 @@ def run_pieces(run, names):
         if status == FAILED:
             log = run.out / f"{name}.txt"
             lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-            print("\n".join(dict.fromkeys(line for line in lines if re.search(r"error|FAIL|Error|ERROR", line)))[:2000])
+            telling = list(dict.fromkeys(line for line in lines if re.search(r"error|FAIL|Error|ERROR", line))) or lines[-4:]
+            print("\n".join(telling)[:2000])
         write_record(run)
         if name == "build" and status != OK:
             break
