@@ -144,6 +144,15 @@ struct Site {
     }
 };
 
+// threadIdx and its kin: thread locals that kernels read and the scheduler writes.
+bool is_index(const void *p)
+{
+    for (const uint3 *v : {&threadIdx, &blockIdx, &blockDim, &gridDim})
+        if (p >= v && p < v + 1)
+            return true;
+    return false;
+}
+
 Cell *cells_of(const void *p, size_t n, Site &site)
 {
     const char *at = static_cast<const char *>(p);
@@ -159,7 +168,7 @@ Cell *cells_of(const void *p, size_t n, Site &site)
         return &state.blocks[b->rank][offset];
     }
     const StaticShared shared = static_shared();
-    if (at >= shared.at && at < shared.at + shared.bytes) {
+    if (at >= shared.at && at < shared.at + shared.bytes && (shared.is_exact || !is_index(p))) {
         if (gang->blocks.size() > 1)
             site.fail_here("static __shared__ in a kernel of clusters: the emulation has one copy for all blocks");
         site.is_static = true;

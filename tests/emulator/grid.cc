@@ -217,7 +217,8 @@ void run_gang(Grid &grid, uint64_t index)
     build_gang(g, grid, index);
     if (config.poison) {
         const StaticShared shared = static_shared();
-        memset(shared.at, 0xff, shared.bytes);
+        if (shared.is_exact)
+            memset(shared.at, 0xff, shared.bytes);
     }
     check_start(g);
     blockDim = {grid.block.x, grid.block.y, grid.block.z};

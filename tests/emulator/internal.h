@@ -238,8 +238,9 @@ std::string source_line(
 struct StaticShared {
     char *at; // this OS thread's copy
     size_t bytes;
+    bool is_exact; // else all thread locals of the program, ours among them (host.h: __shared__)
 };
-StaticShared static_shared(); // of the program; bytes 0 if it has none
+StaticShared static_shared(); // of the program
 
 // addresses
 Block *block_of(const void *p); // whose dynamic shared memory holds p; null if none

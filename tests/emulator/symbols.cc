@@ -27,7 +27,7 @@ struct Object {
     std::string path;
     uintptr_t base = 0;        // what the loader added to its addresses
     uintptr_t tls_address = 0; // of the thread-local template, as in the file
-    size_t tls_module = 0;
+    size_t tls_bytes = 0, tls_module = 0;
     const char *file = nullptr;
     size_t bytes = 0;
 };
@@ -64,11 +64,13 @@ Object find_object(const void *address)
                 const ElfW(Phdr) &ph = info->dlpi_phdr[i];
                 const uintptr_t start = info->dlpi_addr + ph.p_vaddr;
                 is_inside |= ph.p_type == PT_LOAD && s.address >= start && s.address < start + ph.p_memsz;
-                if (ph.p_type == PT_TLS)
+                if (ph.p_type == PT_TLS) {
                     s.found.tls_address = ph.p_vaddr;
+                    s.found.tls_bytes = ph.p_memsz;
+                }
             }
             if (!is_inside) {
-                s.found.tls_address = 0;
+                s.found.tls_address = s.found.tls_bytes = 0;
                 return 0;
             }
             s.found.base = info->dlpi_addr;
@@ -153,25 +155,28 @@ StaticShared static_shared()
     static const struct Place {
         uintptr_t offset = 0;
         size_t bytes = 0, module = 0;
+        bool is_exact = false;
         Place()
         {
             const Object &o = object_of(reinterpret_cast<const void *>(&run_grid));
             size_t n;
             const ElfW(Shdr) *section = sections(o, &n);
+            bytes = o.tls_bytes;
+            module = o.tls_module;
             for (size_t i = 0; i < n; i++) {
                 const ElfW(Ehdr) *header = reinterpret_cast<const ElfW(Ehdr) *>(o.file);
                 const char *name = o.file + section[header->e_shstrndx].sh_offset + section[i].sh_name;
                 if (strcmp(name, "simt_shared") == 0) {
                     offset = section[i].sh_addr - o.tls_address;
                     bytes = section[i].sh_size;
-                    module = o.tls_module;
+                    is_exact = true;
                 }
             }
         }
     } place;
 
     if (!place.bytes)
-        return {nullptr, 0};
+        return {nullptr, 0, false};
     static thread_local char *tls = [] {
         struct Search {
             size_t module;
@@ -187,7 +192,7 @@ StaticShared static_shared()
             &search);
         return search.tls;
     }();
-    return {tls + place.offset, place.bytes};
+    return {tls + place.offset, place.bytes, place.is_exact};
 }
 
 // Runs addr2line: slow, but only once in a failing run.

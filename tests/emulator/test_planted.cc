@@ -34,7 +34,7 @@ struct Case {
     Fault fault;
     const char *name;
     const Kernel &kernel;
-    bool is_seen_plain; // without instrumented kernels
+    bool is_seen_plain; // needs no instrumented kernels
     const char *report; // what the checked run says; null: a wrong result, or one of several reports
 };
 #define CASE(fault, kernel, is_seen_plain, report)   \
@@ -175,8 +175,8 @@ void plain_runs_notice_what_they_can(void **)
         bool is_noticed = false;
         for (const Setting &setting : SETTINGS)
             is_noticed = is_noticed || !run(c.kernel, c.fault, setting, false).is_right;
-        if (is_noticed != c.is_seen_plain)
-            fail_msg("%s: %s by plain runs", c.name, is_noticed ? "noticed" : "not noticed");
+        if (c.is_seen_plain && !is_noticed)
+            fail_msg("%s: not noticed by plain runs", c.name);
     }
 }
 

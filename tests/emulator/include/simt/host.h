@@ -15,7 +15,8 @@
 #include <type_traits>
 
 // Static shared variables get a linker section of their own, so that they can be poisoned and watched. (GCC refuses a
-// section that holds variables of templates and of plain functions: there they stay among the other thread locals.)
+// section that holds variables of templates and of plain functions: there they stay among the other thread locals, are
+// watched all the same, but not poisoned.)
 #undef __shared__
 #ifdef __clang__
 #define __shared__ static thread_local __attribute__((section("simt_shared")))
