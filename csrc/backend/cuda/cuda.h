@@ -21,7 +21,6 @@ enum {
     HR_CUDA_STAGING_BYTES = 16 << 20, /* at most, a piece of weights on its way */
     HR_CUDA_PAGE_UPDATES = 32768,     /* changes of one upload */
     HR_CUDA_PAYLOAD_WORDS = 131072,   /* ids and biases of one upload */
-    HR_CUDA_NO_PAGE = -1,
 };
 
 /* Hands out pieces of one block; with base NULL it only counts. */
