@@ -756,6 +756,20 @@ static void bench_step_begin(bench *b, const shape *s, uint32_t T)
     release(norm);
 }
 
+/* Everything that lives as long as the program. */
+static void give_back(bench *b)
+{
+    const void *all[] = {
+        b->noise,          b->upload,          b->tables.next_token, b->tables.page_table, b->tables.sampling,
+        b->tables.bias,    b->tables.stop_ids, b->tables.seen,       b->tables.row_token,  b->tables.row_position,
+        b->tables.row_span};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        release(all[i]);
+    check((int)cudaStreamDestroy(b->on.stream), "cudaStreamDestroy");
+    free(b->host_upload);
+}
+
 /* What this card can do at most: a device copy, counted read and written. */
 static void bench_ceiling(bench *b)
 {
@@ -857,5 +871,6 @@ int main(int argc, char **argv)
     make_noise(&b);
     make_tables(&b, b.quick ? 256 : 32768);
     run_all(&b);
+    give_back(&b);
     return b.out == stdout ? 0 : fclose(b.out) != 0;
 }
