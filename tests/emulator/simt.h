@@ -55,7 +55,7 @@ struct Counters {
     uint64_t bulk_store_bytes = 0; // bulk_store and tma_store
     uint64_t bulk_prefetch_bytes = 0;
     uint64_t cp_async_bytes = 0;    // only those that read
-    uint64_t global_read_bytes = 0; // plain loads and stores of device memory; checked build only
+    uint64_t global_read_bytes = 0; // of device memory, copies included; checked build only
     uint64_t global_write_bytes = 0;
     uint64_t wgmma_flops = 0;
     uint64_t mma_flops = 0;

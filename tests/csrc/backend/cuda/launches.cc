@@ -9,13 +9,13 @@
 static counted_launch summary(const simt::LaunchRecord &r)
 {
     const std::string head = r.kernel.substr(0, r.kernel.find('<'));
-    const size_t colon = head.rfind(':'), shape = r.kernel.find("wgmma::Shape<");
+    const size_t colon = head.rfind(':'), shape = r.kernel.find("::Shape<");
     const std::string name = colon == std::string::npos ? head : head.substr(colon + 1);
     counted_launch out = {};
 
     strncpy(out.kernel, name.c_str(), sizeof out.kernel - 1);
-    if (shape != std::string::npos) // its first argument
-        out.token_tile = (uint32_t)strtoul(r.kernel.c_str() + r.kernel.find('<', shape) + 1, nullptr, 10);
+    if (shape != std::string::npos)
+        out.tile = (uint32_t)strtoul(r.kernel.c_str() + r.kernel.find('<', shape) + 1, nullptr, 10);
     out.is_programmatic = r.programmatic;
     out.bulk_bytes = r.counters.bulk_load_bytes;
     out.async_bytes = r.counters.cp_async_bytes;

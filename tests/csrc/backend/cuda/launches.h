@@ -10,11 +10,11 @@ extern "C" {
 #endif
 
 typedef struct counted_launch {
-    char kernel[64];       /* without namespaces and template arguments */
-    uint32_t token_tile;   /* of products with tiled weights: tokens of a tile; else 0 */
-    bool is_programmatic;  /* may begin before the kernel before it has ended */
-    uint64_t bulk_bytes;   /* bulk_load */
-    uint64_t async_bytes;  /* cp.async */
+    char kernel[64]; /* without namespaces and template arguments */
+    uint32_t tile; /* first argument of the kernel's Shape<>: tokens of a tile of products and router; 0 without one */
+    bool is_programmatic;   /* may begin before the kernel before it has ended */
+    uint64_t bulk_bytes;    /* bulk_load */
+    uint64_t async_bytes;   /* cp.async */
     uint64_t written_bytes; /* plain writes; 0 unless launches_count_writes() */
 } counted_launch;
 

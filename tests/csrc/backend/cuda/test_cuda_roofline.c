@@ -1,12 +1,12 @@
 /* A whole step against the roofline: which kernels it launches, how many, and that they read the model's weights once.
  *
- *   weights  every matrix of every layer that the step touches: all of a dense layer, of a mixture the experts that were
- *            chosen; the head if there are outputs; the router once a tile of 8 rows
- *   KV       256 bytes a key and key-value head of every generated row and layer; its queries
- *   state    a convolution state a sequence and layer; logits: 4 V bytes an output
+ *   weights  every matrix of every layer that the step touches: all of a dense layer, of a mixture the experts that
+ * were chosen; the head if there are outputs; the router once a tile of 8 rows KV       256 bytes a key and key-value
+ * head of every generated row and layer; its queries state    a convolution state a sequence and layer; logits: 4 V
+ * bytes an output
  *
- * The weights are counted with their padding, which is what the device reads. Kernels are emulated, their copies counted.
- * A launch more or less is a decision: this list has to change with it.
+ * The weights are counted with their padding, which is what the device reads. Kernels are emulated, their copies
+ * counted. A launch more or less is a decision: this list has to change with it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,6 +30,7 @@ typedef struct fixture {
     uint32_t n_rows, n_sequences; /* of the step at hand */
     uint64_t n_keys;              /* that its generated rows attend to */
     uint32_t n_generated;
+    uint64_t crowd_bytes; /* further readings of experts that have more rows than a tile */
     bool has_prompt, has_head;
     counted_launch launches[MOST_LAUNCHES];
     uint32_t n_launches, n_checked;
@@ -67,11 +68,8 @@ static random_model_options dense(void)
 
 static void set_up(fixture *f, random_model_options o)
 {
-    hr_backend_options options = {.page_tokens = PAGE,
-                                  .max_rows = MAX_ROWS,
-                                  .max_spans = SLOTS,
-                                  .max_outputs = SLOTS,
-                                  .max_page_refs = PAGES};
+    hr_backend_options options = {
+        .page_tokens = PAGE, .max_rows = MAX_ROWS, .max_spans = SLOTS, .max_outputs = SLOTS, .max_page_refs = PAGES};
     headrace_error err = {0};
 
     *f = (fixture){.model = random_model_create(&o)};
@@ -107,26 +105,26 @@ static void add_span(fixture *f, hr_batch *batch, uint32_t start, uint32_t n, bo
                                                .is_fresh = start == 0};
     for (uint32_t i = 0; i < (start + n + PAGE - 1) / PAGE; i++)
         batch->pages[batch->n_page_refs++] = slot * CONTEXT_PAGES + i;
-    for (uint32_t i = 0; i < n; i++)
-        batch->token_ids[batch->n_rows++] = (int32_t)((batch->n_rows * 37 + 5) % f->model->arch.vocab_size);
+    for (uint32_t i = 0; i < n; i++, batch->n_rows++)
+        batch->token_ids[batch->n_rows] = (int32_t)((batch->n_rows * 37 + 5) % f->model->arch.vocab_size);
     if (!is_prompt) {
         f->n_keys += start + 1;
         f->n_generated++;
     }
     if (f->has_head)
-        batch->outputs[batch->n_outputs++] = (hr_output){
-            .row = batch->n_rows - 1, .sampling = &greedy, .n_logprobs = -1, .score_id = -1};
+        batch->outputs[batch->n_outputs++] =
+            (hr_output){.row = batch->n_rows - 1, .sampling = &greedy, .n_logprobs = -1, .score_id = -1};
 }
 
-/* n streams, each at a context of its own (pages hold zeros: no count depends on what is in them), and n_prompt rows of a
- * prompt after them. */
+/* n streams, each at a context of its own (pages hold zeros: no count depends on what is in them), and n_prompt rows of
+ * a prompt after them. */
 static void run_step(fixture *f, uint32_t n_streams, uint32_t n_prompt, bool has_head)
 {
     hr_batch *batch = hr_backend_cuda.batch(f->backend, 0);
     headrace_error err = {0};
 
     batch->n_rows = batch->n_spans = batch->n_outputs = batch->n_page_refs = 0;
-    f->n_keys = f->n_generated = f->n_checked = 0;
+    f->n_keys = f->crowd_bytes = f->n_generated = f->n_checked = 0;
     f->has_prompt = n_prompt > 0;
     f->has_head = has_head;
     for (uint32_t i = 0; i < n_streams; i++)
@@ -173,7 +171,7 @@ static uint64_t matrix_bytes(const hrk_matrix *m)
 /* Readings of a product's weights: one for every tile of tokens, where neighbours share `overlap` rows. */
 static uint64_t passes(const fixture *f, uint32_t n, uint32_t overlap)
 {
-    uint32_t tile = f->launches[f->n_checked].token_tile;
+    uint32_t tile = f->launches[f->n_checked].tile;
 
     if (tile == 0 || n == 0)
         return 0;
@@ -198,8 +196,12 @@ static uint64_t next_expert_product(fixture *f, const char *kernel, const hrk_ma
 {
     uint64_t bytes = 0;
 
-    for (uint32_t e = 0; e < m->n_stack; e++)
-        bytes += passes(f, first[e + 1] - first[e], 0) * matrix_bytes(m);
+    for (uint32_t e = 0; e < m->n_stack; e++) {
+        uint64_t times = passes(f, first[e + 1] - first[e], 0);
+
+        bytes += times * matrix_bytes(m);
+        f->crowd_bytes += times > 1 ? (times - 1) * matrix_bytes(m) : 0;
+    }
     (void)next(f, kernel, bytes, written);
     return bytes;
 }
@@ -218,13 +220,14 @@ static uint64_t check_operator(fixture *f, const hr_cuda_layer *layer)
     if (layer->source->operator== HR_OPERATOR_CONV) {
         uint64_t state = (uint64_t)f->n_sequences * (arch->conv_length - 1) * H * sizeof(hrk_bf16);
 
-        weights = next_product(f, "conv_in_kernel", &layer->in, f->n_rows, arch->conv_length - 1,
-                               row_bytes(f, H) + state);
+        weights =
+            next_product(f, "conv_in_kernel", &layer->in, f->n_rows, arch->conv_length - 1, row_bytes(f, H) + state);
     } else {
         uint64_t keys = f->n_keys * arch->n_kv_heads * 2 * HEAD * sizeof(hrk_bf16);
         uint64_t queries = (uint64_t)f->n_generated * q_cols * sizeof(hrk_bf16);
 
-        weights = next_product(f, "qkv_kernel", &layer->in, f->n_rows, 0, row_bytes(f, q_cols) + 2 * row_bytes(f, kv_cols));
+        weights =
+            next_product(f, "qkv_kernel", &layer->in, f->n_rows, 0, row_bytes(f, q_cols) + 2 * row_bytes(f, kv_cols));
         (void)next(f, "attention_decode", keys + queries, queries);
         if (f->has_prompt) {
             const counted_launch *is = &f->launches[f->n_checked];
@@ -236,10 +239,23 @@ static uint64_t check_operator(fixture *f, const hr_cuda_layer *layer)
     return weights + next_product(f, "linear_kernel", &layer->out, f->n_rows, 0, row_bytes(f, H));
 }
 
+/* A tile of rows reads the whole router. So, in this narrow a model, does a tile that turns out to be empty: its block
+ * asks for the first stages before it knows. A graph has as many tiles as its class of steps may need: the next power
+ * of two of rows, with a prompt at least 64. */
+static uint64_t router_bytes(const fixture *f, uint32_t tile)
+{
+    const hr_arch *arch = f->cuda->arch;
+    uint32_t bound = f->has_prompt ? 64 : 1;
+
+    while (bound < f->n_rows)
+        bound *= 2;
+    return (uint64_t)(bound + tile - 1) / tile * arch->n_experts * hrk_ld(arch->hidden_size) * sizeof(hrk_bf16);
+}
+
 static uint64_t check_feed_forward(fixture *f, const hr_cuda_layer *layer, bool is_last)
 {
     const hr_arch *arch = f->cuda->arch;
-    uint64_t rows = row_bytes(f, arch->hidden_size), weights, K = arch->n_experts_used;
+    uint64_t rows = row_bytes(f, arch->hidden_size), weights, router, K = arch->n_experts_used;
 
     if (!layer->source->is_moe) {
         (void)next(f, "norm_kernel", 0, rows);
@@ -249,20 +265,20 @@ static uint64_t check_feed_forward(fixture *f, const hr_cuda_layer *layer, bool 
             (void)next(f, "norm_kernel", 0, rows);
         return weights;
     }
-    /* Tiles of 8 rows, or of 16 in large steps, each read the whole router; what it writes: test_rows.cc. */
-    weights = (uint64_t)(f->n_rows + 7) / 8 * arch->n_experts * hrk_ld(arch->hidden_size) * sizeof(hrk_bf16);
-    if (f->launches[f->n_checked].async_bytes != weights)
+    router = router_bytes(f, f->launches[f->n_checked].tile);
+    if (f->launches[f->n_checked].async_bytes != router)
         fail_msg("the router of %u rows: %llu bytes; the formula says %llu", f->n_rows,
-                 (unsigned long long)f->launches[f->n_checked].async_bytes, (unsigned long long)weights);
-    (void)next(f, "route_kernel", 0, f->launches[f->n_checked].written_bytes);
-    weights += next_expert_product(f, "gate_up_kernel", &layer->gate_up, f->cuda->routing.first,
-                                   K * row_bytes(f, layer->gate_up.rows));
+                 (unsigned long long)f->launches[f->n_checked].async_bytes, (unsigned long long)router);
+    (void)next(f, "route_kernel", 0, f->launches[f->n_checked].written_bytes); /* what it writes: test_rows.cc */
+    weights = next_expert_product(f, "gate_up_kernel", &layer->gate_up, f->cuda->routing.first,
+                                  K * row_bytes(f, layer->gate_up.rows));
     weights += next_expert_product(f, "linear_kernel", &layer->down, f->cuda->routing.first, K * rows);
     (void)next(f, "combine_kernel", 0, is_last ? rows : 2 * rows);
     return weights;
 }
 
-/* Holds every launch of the step to its place and count; returns the bytes of weights that all of them read. */
+/* Holds every launch of the step to its place and count; returns the bytes of weights that all of them read, the
+ * router's apart. */
 static uint64_t check_launches(fixture *f)
 {
     hr_cuda *cuda = f->cuda;
@@ -276,7 +292,8 @@ static uint64_t check_launches(fixture *f)
     }
     if (f->has_head) {
         (void)next(f, "norm_kernel", 0, (uint64_t)n * hrk_ld(H) * sizeof(hrk_bf16));
-        weights += next_product(f, "linear_kernel", &cuda->head, n, 0, (uint64_t)n * hrk_ld(cuda->head.rows) * sizeof(float));
+        weights +=
+            next_product(f, "linear_kernel", &cuda->head, n, 0, (uint64_t)n * hrk_ld(cuda->head.rows) * sizeof(float));
         (void)next(f, "sampler_kernel", 0, f->launches[f->n_checked].written_bytes);
     }
     if (f->n_checked != f->n_launches)
@@ -286,7 +303,7 @@ static uint64_t check_launches(fixture *f)
 
 /* ---------------------------------------------------------------- the formula */
 
-/* The model's weights that n rows touch, from its shape alone. */
+/* The weights that the step touches, from the model's shape and the experts that were chosen. */
 static uint64_t touched_weights(const fixture *f)
 {
     const hr_arch *arch = f->cuda->arch;
@@ -299,8 +316,7 @@ static uint64_t touched_weights(const fixture *f)
         const hr_layer *layer = &f->model->layers[i];
 
         values += layer->operator== HR_OPERATOR_CONV ? 4 * H * H : (q + 2 * kv) * H + H * q;
-        values += layer->is_moe ? (f->n_rows + 7) / 8 * arch->n_experts * H + touched * 3 * H * hrk_ld(arch->expert_ffn_dim)
-                                : 3 * H * hrk_ld(arch->ffn_dim);
+        values += 3 * H * (layer->is_moe ? touched * hrk_ld(arch->expert_ffn_dim) : hrk_ld(arch->ffn_dim));
     }
     return sizeof(hrk_bf16) * values;
 }
@@ -314,9 +330,11 @@ static void check_decode(random_model_options o, uint32_t n_streams)
     for (uint32_t again = 0; again < 2; again++) { /* the second has nothing to describe to the device */
         run_step(&f, n_streams, 0, true);
         weights = check_launches(&f);
-        if (weights != touched_weights(&f))
-            fail_msg("%u streams: %llu bytes of weights; the roofline says %llu", n_streams, (unsigned long long)weights,
-                     (unsigned long long)touched_weights(&f));
+        if (n_streams <= 16)
+            assert_int_equal(f.crowd_bytes, 0);
+        if (weights != touched_weights(&f) + f.crowd_bytes)
+            fail_msg("%u streams: %llu bytes of weights; the roofline says %llu", n_streams,
+                     (unsigned long long)weights, (unsigned long long)(touched_weights(&f) + f.crowd_bytes));
     }
     tear_down(&f);
 }
@@ -332,8 +350,8 @@ static void a_step_that_generates_reads_each_weight_once(void **state)
     }
 }
 
-/* Prompts read their weights once a tile of tokens, generated rows beside them for nothing; a step that ends no prompt has
- * no head. */
+/* Prompts read their weights once a tile of tokens, generated rows beside them for nothing; a step that ends no prompt
+ * has no head. */
 static void a_step_with_a_prompt_launches_its_attention_too(void **state)
 {
     fixture f;
