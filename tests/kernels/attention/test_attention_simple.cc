@@ -171,7 +171,7 @@ void any_grouping_of_query_heads_is_served(void **)
 
 void any_even_head_size_attends(void **)
 {
-    for (uint32_t D : {2u, 10u, 32u, 72u, 128u, 130u, 200u, 256u})
+    for (uint32_t D : {2u, 10u, 32u, 72u, 98u, 128u, 130u, 200u, 256u})
         check(make_model(2, Pages(20, 1, D, false, 4, 15), LENGTHS), mixed_work());
 }
 
