@@ -180,10 +180,10 @@ Routed run_route(uint32_t n, uint32_t H, uint32_t E, uint32_t K, uint32_t n_sms)
 // route_kernel<Shape<rows of a tile, tiles of 16 experts a pass, stages, split>>.
 //
 // A tile of rows reads the whole router once (with split: its blocks of 16 experts do, together) and multiplies all of
-// a pass's experts. Written: xn; of a pair its expert, its weight, its rank and then its place, and its entry in the
-// lists; first[]; a tile's counts, a byte an expert; totals, added by the tiles that chose an expert and zeroed at the
-// end; the counters of tiles (and parts), counted up and put back; with split the logits on their way to the last
-// block.
+// a pass's experts. Written: xn; of a pair its expert, its weight, its place and its entry in the lists; first[]; with
+// split the logits on their way to the last block, and the counter of parts, counted up and put back. More than one
+// tile also leave: of a pair its rank in the tile; the tile's counts, a byte an expert; totals, added by the tiles that
+// chose an expert and zeroed at the end; the counter of tiles, counted up and put back.
 Traffic route_traffic(const Routed &r, uint64_t n, uint64_t H, uint64_t E, uint64_t K)
 {
     const std::vector<uint32_t> shape = shape_of(r.record);
@@ -192,14 +192,17 @@ Traffic route_traffic(const Routed &r, uint64_t n, uint64_t H, uint64_t E, uint6
 
     t.cp_async = tiles * E * H * 2;
     t.mma = tiles * passes * 2 * EXPERTS * ROWS * H;
-    t.written = n * H * 2 + n * K * 5 * 4 + (E + 1) * 4 + tiles * E + E * 4 + tiles * 4 + 4;
+    t.written = n * H * 2 + n * K * 4 * 4 + (E + 1) * 4;
+    if (shape[3])
+        t.written += n * E * 2 + tiles * (passes + 1) * 4;
+    if (tiles == 1)
+        return t;
+    t.written += n * K * 4 + tiles * E + E * 4 + tiles * 4 + 4;
     for (uint64_t tile = 0; tile < tiles; tile++) {
         const uint64_t begin = tile * ROWS * K, end = std::min((tile + 1) * ROWS, n) * K;
 
         t.written += 4 * std::set<uint32_t>(r.ids.begin() + (ptrdiff_t)begin, r.ids.begin() + (ptrdiff_t)end).size();
     }
-    if (shape[3])
-        t.written += n * E * 2 + tiles * (passes + 1) * 4;
     return t;
 }
 
