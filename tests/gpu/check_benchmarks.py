@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 KERNELS = {"device_copy", "route", "gate_up", "down", "combine", "conv_in", "qkv", "linear_out_proj", "linear_ffn_down", "linear_head",
-           "step_begin", "sampler", "attention_decode", "attention_prefill"}
+           "step_begin", "sampler", "attention_decode", "attention_prefill"} | {
+    "portable_" + name for name in ("gate_up", "down", "linear_ffn_down", "norm", "conv", "qk_rope", "attention_decode", "attention_prefill")}
 
 
 def toy(experts):
