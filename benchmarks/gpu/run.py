@@ -154,6 +154,9 @@ def run_each(run, name, key, commands, seconds, spare):
 
 def test(run):
     commands = {p.name: [p] for p in test_programs(run)}
+    goldens = run.build / "bin" / "gpu_test_cuda_goldens"  # alone it chooses the portable kernels
+    if goldens.is_file():
+        commands[f"{goldens.name} fused"] = [goldens, "fused"]
     commands["served"] = [sys.executable, SOURCE / "benchmarks/gpu/served.py", run.build / "bin" / "headrace"]
     return run_each(run, "test", "tests", commands, 60, 5)
 
