@@ -149,8 +149,9 @@ __device__ __forceinline__ void produce_blocks(const Params &p, Ring<HEADS> &rin
 }
 
 // The first unit of a team is its index, every further one a ticket. Each unit that is done draws exactly one, so the
-// last draw of a launch is known by its number, and who makes it puts the ticket back to zero. Little lives across the
-// inner loop, because a producer has 32 registers.
+// last draw of a launch is known by its number, and who makes it puts the ticket back to zero. A ticket orders nothing
+// but itself: acquire and release would be a fence of the whole device before every unit. Little lives across the inner
+// loop, because a producer has 32 registers.
 template <int HEADS>
 __device__ __forceinline__ void produce(const Params &p, Ring<HEADS> &ring, uint32_t unit, uint32_t lane)
 {
@@ -158,7 +159,7 @@ __device__ __forceinline__ void produce(const Params &p, Ring<HEADS> &ring, uint
         Unit u = unit_at(p, unit);
 
         if (lane == 0)
-            unit = prim::atomic_add_acq_rel(p.ticket, 1);
+            unit = atomicAdd(p.ticket, 1u);
         ring.wait_empty();
         if (lane == 0)
             ring.unit() = u;
