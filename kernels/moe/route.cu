@@ -17,7 +17,8 @@
 //
 // The lists are a stable counting sort. Each tile counts its own (row, choice) pairs by expert and ranks them among
 // themselves; integer totals go to counters. The last tile's block turns totals into first[], tile counts into bases,
-// and places all pairs: their order is by expert, then by pair, whoever came last.
+// and places all pairs: their order is by expert, then by pair, whoever came last. A single tile (single streams, where
+// all of this is latency) sorts its few pairs where they lie: each is compared with all others.
 #include "common/launch.h"
 #include "common/numeric.h"
 #include "common/prim.h"
@@ -387,6 +388,27 @@ __device__ void make_lists(const hrk_route_args &a, const Scratch &scratch, uint
     }
 }
 
+// The lists of a step that has one tile, straight from its choices in shared memory: no counter, no other block.
+__device__ void sort_one_tile(const hrk_route_args &a, uint32_t n_pairs, const uint32_t *chosen)
+{
+    for (uint32_t e = threadIdx.x; e <= a.routing.E; e += THREADS) {
+        uint32_t before = 0;
+
+        for (uint32_t i = 0; i < n_pairs; i++)
+            before += chosen[i] < e;
+        a.routing.first[e] = before;
+    }
+    if (threadIdx.x < n_pairs) {
+        const uint32_t e = chosen[threadIdx.x];
+        uint32_t before = 0;
+
+        for (uint32_t i = 0; i < n_pairs; i++)
+            before += chosen[i] < e || (chosen[i] == e && i < threadIdx.x);
+        a.routing.place[threadIdx.x] = before;
+        a.routing.sorted[before] = threadIdx.x;
+    }
+}
+
 // Logits of the block's experts, pass by pass: into keys and probs, or with SPLIT into scratch.
 template <class S>
 __device__ void route_logits(const hrk_route_args &a, const Scratch &scratch, const Room<S> &room, Weights<S> &weights,
@@ -486,6 +508,10 @@ template <class S> __global__ void __launch_bounds__(THREADS) route_kernel(const
     for (uint32_t r = warp; r < n_here; r += WARPS)
         choose(a, row0 + r, keys + r * (E + 4), probs + r * (E + 4), chosen + r * K);
     __syncthreads();
+    if (n_tiles == 1) {
+        sort_one_tile(a, n_here * K, chosen);
+        return;
+    }
     rank_tile(a, scratch, blockIdx.x, row0 * K, n_here * K, chosen);
     if (is_last(scratch.all_tiles, n_tiles, last))
         make_lists<S>(a, scratch, n_rows, n_tiles, smem, room.last);
