@@ -50,6 +50,10 @@ static inline HRK_BOTH uint32_t hrk_ld(uint32_t n)
     return (n + 63u) & ~63u;
 }
 
+/* Whether this thread's device can run the kernels as they were compiled: 0, or cudaErrorNoKernelImageForDevice (or
+ * cudaErrorInvalidDeviceFunction) when there is no code for its architecture. */
+int hrk_check_device(void);
+
 /* ---------------------------------------------------------------- the step's tables */
 
 enum { HRK_TOKEN_FROM_SLOT = -1 };

@@ -182,3 +182,11 @@ extern "C" int hrk_step_begin(const hrk_step_begin_args *args, const hrk_launch 
     const unsigned row_blocks = (args->max_rows + WARPS - 1) / WARPS;
     return hrk::launch(step_begin_kernel, {dim3(TABLE_BLOCKS + row_blocks), dim3(THREADS)}, on, *args);
 }
+
+// Any kernel will do: all are compiled for the same architectures.
+extern "C" int hrk_check_device(void)
+{
+    cudaFuncAttributes attributes;
+
+    return (int)cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(step_begin_kernel));
+}

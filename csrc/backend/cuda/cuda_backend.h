@@ -31,7 +31,7 @@ typedef struct hr_cuda_device {
 } hr_cuda_device;
 
 /* Looks at device `index`. E_UNSUPPORTED, saying which: no driver, a driver too old, no such device, an architecture
- * before 8.0. */
+ * before 8.0 or one that the program has no kernels for. The device is this thread's after it. */
 headrace_status hr_cuda_probe(uint32_t index, hr_cuda_device *out, headrace_error *err);
 
 #endif

@@ -63,6 +63,23 @@ static headrace_status read_properties(uint32_t index, hr_cuda_device *out, head
     return HEADRACE_OK;
 }
 
+/* The program has kernels for the architectures it was compiled for and no others. */
+static headrace_status check_kernels(uint32_t index, const hr_cuda_device *device, headrace_error *err)
+{
+    int code = hrk_check_device();
+
+    if (code != cudaErrorNoKernelImageForDevice && code != cudaErrorInvalidDeviceFunction) {
+        TRY((cudaError_t)code);
+        return HEADRACE_OK;
+    }
+    (void)cudaGetLastError();
+    return hr_fail(err, HEADRACE_E_UNSUPPORTED,
+                   "GPU %u (%s) has compute capability %d.%d, and this program has no kernels for it: build it with "
+                   "-DHEADRACE_CUDA_ARCHS=%d%d%s",
+                   index, device->name, device->major, device->minor, device->major, device->minor,
+                   device->major == 9 ? "a" : "");
+}
+
 headrace_status hr_cuda_probe(uint32_t index, hr_cuda_device *out, headrace_error *err)
 {
     size_t free_bytes = 0, total_bytes = 0;
@@ -77,6 +94,7 @@ headrace_status hr_cuda_probe(uint32_t index, hr_cuda_device *out, headrace_erro
                        n);
     HR_PASS(read_properties(index, out, err));
     TRY(cudaSetDevice((int)index));
+    HR_PASS(check_kernels(index, out, err));
     TRY(cudaMemGetInfo(&free_bytes, &total_bytes));
     out->free_bytes = free_bytes;
     out->total_bytes = total_bytes;

@@ -5,6 +5,10 @@
  * classes that an engine's steps fall into are recorded at open, because recording allocates: decode steps up to
  * max_spans rows, mixed steps from 64 rows on. What is in no class (generated rows computed again, attention in several
  * rounds) is launched kernel by kernel, as are steps with taps. HEADRACE_CUDA_GRAPHS=0 in the environment records none.
+ *
+ * The recording is what asks for most kernels first, and the runtime loads a kernel when it is first asked for. The
+ * relaxed mode allows that; nothing else here or in the kernels' host code does what the other modes forbid. A graph is
+ * sent to the device at once, so that the first step of its class neither takes longer nor finds memory gone.
  */
 #include "backend/cuda/cuda.h"
 
@@ -29,7 +33,7 @@ static hr_cuda_shape shape_of(const hr_cuda *cuda, uint32_t class, bool has_prom
     uint32_t rows = smallest(1u << class, o->max_rows);
 
     return (hr_cuda_shape){.max_rows = rows,
-                           .max_outputs = has_prompt ? o->max_outputs : smallest(rows, o->max_outputs),
+                           .max_outputs = smallest(rows, o->max_outputs),
                            .max_decode_items = rows,
                            .max_chunk_items = cuda->max_chunk_items,
                            .max_prefill_tiles = has_prompt ? smallest(rows, cuda->max_prefill_tiles) : 0,
@@ -43,7 +47,7 @@ static headrace_status capture(hr_cuda *cuda, const hr_cuda_shape *shape, cudaGr
     headrace_error ignored = {0};
     headrace_status status, ended;
 
-    HR_CUDA_TRY(cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal));
+    HR_CUDA_TRY(cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeRelaxed));
     status = hr_cuda_walk(cuda, shape, NULL, err);
     /* Also after a failure: the stream must not stay in capture. */
     ended = hr_cuda_check(cuda, (int)cudaStreamEndCapture(cuda->stream, &graph), "cudaStreamEndCapture",
@@ -51,6 +55,8 @@ static headrace_status capture(hr_cuda *cuda, const hr_cuda_shape *shape, cudaGr
     status = status == HEADRACE_OK ? ended : status;
     if (status == HEADRACE_OK)
         status = hr_cuda_check(cuda, (int)cudaGraphInstantiate(out, graph, 0), "cudaGraphInstantiate", err);
+    if (status == HEADRACE_OK)
+        status = hr_cuda_check(cuda, (int)cudaGraphUpload(*out, cuda->stream), "cudaGraphUpload", err);
     if (graph)
         (void)cudaGraphDestroy(graph);
     return status;

@@ -265,6 +265,30 @@ static void a_driver_that_is_too_old_is_told_as_such(void **state)
     assert_non_null(strstr(out.message, "no NVIDIA GPU"));
 }
 
+static void a_device_without_kernels_is_told_what_to_build(void **state)
+{
+    outcome out;
+
+    (void)state;
+    out = live_with("cudaFuncGetAttributes", 1, cudaErrorNoKernelImageForDevice, false);
+    assert_int_equal(out.open, HEADRACE_E_UNSUPPORTED);
+    assert_string_equal(out.message, "GPU 0 (emulated) has compute capability 9.0, and this program has no kernels for "
+                                     "it: build it with -DHEADRACE_CUDA_ARCHS=90a");
+}
+
+/* What a graph needs of the device is taken at open, where running out is told, and not in the first step of its class.
+ */
+static void graphs_are_on_the_device_before_the_first_step(void **state)
+{
+    outcome out;
+
+    (void)state;
+    out = live_with("cudaGraphUpload", 2, cudaErrorMemoryAllocation, false);
+    assert_int_equal(out.open, HEADRACE_E_MEMORY);
+    assert_int_equal(emu_count("cudaGraphUpload"), 2);
+    assert_int_equal(emu_count("cudaGraphInstantiate"), 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -273,6 +297,8 @@ int main(void)
         cmocka_unit_test(a_message_names_call_step_and_device),
         cmocka_unit_test(memory_that_runs_out_is_told_as_such),
         cmocka_unit_test(a_driver_that_is_too_old_is_told_as_such),
+        cmocka_unit_test(a_device_without_kernels_is_told_what_to_build),
+        cmocka_unit_test(graphs_are_on_the_device_before_the_first_step),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
