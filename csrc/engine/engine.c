@@ -52,20 +52,20 @@ static hr_backend_options backend_options(const hr_engine_config *config, const 
 }
 
 /* On a device what is left for pages and slots depends on the scratch, and the scratch on rows and sequences. Those are
- * first decided as if the device were empty, which they can only fall below. */
-static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *config, const hr_backend_sizes *smallest,
+ * first decided as if the device were empty, which they can only fall below. A slot has a row of the page table, as
+ * long as the context: *sizes, of the smallest batch, becomes that of the largest. */
+static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *config, hr_backend_sizes *sizes,
                                     uint64_t *available, headrace_error *err)
 {
     hr_device_memory memory;
     hr_limits largest;
-    hr_backend_sizes sizes;
     hr_backend_options options;
 
     HR_PASS(engine->ops->device_memory(config->device_index, &memory, err));
-    HR_PASS(hr_limits_decide(config, &config->model->arch, smallest, memory.total_bytes, &largest, err));
+    HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, memory.total_bytes, &largest, err));
     options = backend_options(config, &largest);
-    HR_PASS(engine->ops->sizes(config->model, &options, &sizes, err));
-    return hr_limits_device_bytes(config, &memory, sizes.scratch_bytes, available, err);
+    HR_PASS(engine->ops->sizes(config->model, &options, sizes, err));
+    return hr_limits_device_bytes(config, &memory, sizes->scratch_bytes, available, err);
 }
 
 /* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again.

@@ -197,7 +197,9 @@ headrace_status hr_limits_device_bytes(const hr_engine_config *config, const hr_
 {
     double utilization =
         config->gpu_memory_utilization > 0 ? config->gpu_memory_utilization : HR_DEVICE_MEMORY_UTILIZATION;
-    uint64_t usable = min_u64((uint64_t)((double)memory->total_bytes * utilization), memory->free_bytes);
+    uint64_t reserve = memory->total_bytes / HR_DEVICE_RESERVE_SHARE;
+    uint64_t left = memory->free_bytes > reserve ? memory->free_bytes - reserve : 0;
+    uint64_t usable = min_u64((uint64_t)((double)memory->total_bytes * utilization), left);
 
     *out = 0;
     if (scratch_bytes >= usable)
@@ -206,9 +208,9 @@ headrace_status hr_limits_device_bytes(const hr_engine_config *config, const hr_
                              "--gpu-memory-utilization %.2f leaves %.1f MiB: try %s",
                              (double)scratch_bytes / (double)MiB, (double)memory->total_bytes / (double)MiB,
                              (double)memory->free_bytes / (double)MiB, utilization, (double)usable / (double)MiB,
-                             usable < memory->free_bytes ? "a higher --gpu-memory-utilization or a smaller "
-                                                           "--max-num-batched-tokens"
-                                                         : "a smaller --max-num-batched-tokens, or free the device");
+                             usable < left ? "a higher --gpu-memory-utilization or a smaller "
+                                             "--max-num-batched-tokens"
+                                           : "a smaller --max-num-batched-tokens, or free the device");
     *out = usable - scratch_bytes;
     return HEADRACE_OK;
 }

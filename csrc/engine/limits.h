@@ -20,6 +20,8 @@ enum {
     HR_MANY_EXPERTS = 64,
     HR_DEVICE_PAGE_TOKENS = 64,
     HR_DEVICE_SEQS = 1024,
+    /* One part in so many of a device is left to the driver, which takes memory for graphs and kernels after us. */
+    HR_DEVICE_RESERVE_SHARE = 64,
 };
 #define HR_DEVICE_MEMORY_UTILIZATION 0.9
 #define HR_DEFAULT_KV_BYTES_MAX ((uint64_t)4 << 30)

@@ -219,14 +219,62 @@ static void the_utilization_bounds_what_a_device_gives(void **state)
     assert_int_equal(available / MiB, 22 * 1024);
     config.gpu_memory_utilization = 1;
     assert_int_equal(hr_limits_device_bytes(&config, &memory, 50 * GiB, &available, &err), HEADRACE_OK);
-    assert_int_equal(available / MiB, 29 * 1024);
+    assert_int_equal(available / MiB, (79 - 50) * 1024 - 80 * 1024 / HR_DEVICE_RESERVE_SHARE);
     config.gpu_memory_utilization = 0.5;
     assert_int_equal(hr_limits_device_bytes(&config, &memory, 50 * GiB, &available, &err), HEADRACE_E_MEMORY);
     assert_string_equal(err.param, "gpu_memory_utilization");
     assert_non_null(strstr(err.message, "a higher --gpu-memory-utilization"));
+    config.gpu_memory_utilization = 1;
+    assert_int_equal(hr_limits_device_bytes(&config, &memory, 78 * GiB, &available, &err), HEADRACE_E_MEMORY);
+    assert_non_null(strstr(err.message, "or free the device"));
     config.gpu_memory_utilization = 1.5;
     config.backend_ops = NULL;
     refused(&config, 64 * GiB, HEADRACE_E_ARGUMENT, "gpu_memory_utilization", "up to 1");
+}
+
+/* As on a device: a slot has a row of the page table, which is as long as the context. */
+static headrace_status sizes_with_tables(const hr_model *model, const hr_backend_options *options,
+                                         hr_backend_sizes *out, headrace_error *err)
+{
+    uint64_t longest = 32768 / HR_DEVICE_PAGE_TOKENS;
+
+    (void)model;
+    (void)err;
+    *out = (hr_backend_sizes){.page_bytes = 1 * MiB,
+                              .slot_bytes =
+                                  4 * KiB * (options->max_page_refs < longest ? options->max_page_refs : longest),
+                              .scratch_bytes = 50 * GiB};
+    return HEADRACE_OK;
+}
+
+static uint64_t bytes_taken; /* by pages and slots */
+
+static headrace_status take_bytes(const hr_model *model, const hr_backend_options *options, uint32_t n_pages,
+                                  uint32_t n_slots, hr_backend **out, headrace_error *err)
+{
+    hr_backend_sizes own;
+
+    *out = NULL;
+    (void)sizes_with_tables(model, options, &own, err);
+    bytes_taken = own.scratch_bytes + (uint64_t)n_pages * own.page_bytes + (uint64_t)n_slots * own.slot_bytes;
+    return hr_fail(err, HEADRACE_E_UNSUPPORTED, "it was about the sizes");
+}
+
+static void what_an_engine_takes_of_a_device_is_within_bounds(void **state)
+{
+    const hr_backend_ops ops = {.name = "device",
+                                .max_steps_in_flight = 2,
+                                .device_memory = some_memory,
+                                .sizes = sizes_with_tables,
+                                .open = take_bytes};
+    const hr_model model = {.arch = arch};
+    hr_engine_config config = {.model = &model, .backend_ops = &ops};
+    headrace_error err = {0};
+    hr_engine *engine;
+
+    (void)state;
+    assert_int_equal(hr_engine_open(&config, &engine, &err), HEADRACE_E_UNSUPPORTED);
+    assert_true(bytes_taken <= 72 * GiB && bytes_taken > 71 * GiB);
 }
 
 static void memory_is_found_on_this_machine(void **state)
@@ -292,6 +340,7 @@ int main(void)
         cmocka_unit_test(a_small_device_lowers_what_was_not_asked_for),
         cmocka_unit_test(a_device_holds_no_more_than_it_has),
         cmocka_unit_test(the_utilization_bounds_what_a_device_gives),
+        cmocka_unit_test(what_an_engine_takes_of_a_device_is_within_bounds),
         cmocka_unit_test(memory_is_found_on_this_machine),
         cmocka_unit_test(histograms_count_at_below_and_above_a_bound),
         cmocka_unit_test(three_bad_logits_within_a_minute_are_too_many),
