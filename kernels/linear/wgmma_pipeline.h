@@ -164,13 +164,15 @@ template <class S> __device__ __forceinline__ void write_schedule(const Block<S>
         n_entries = n > 0;
         n_tiles = token_tiles(n, S::N, p.overlap) * p.m_tiles;
     } else {
-        for (uint32_t e0 = 0; e0 < p.n_experts; e0 += 32) {
-            uint32_t e = e0 + lane, row = 0, n = 0;
+        uint32_t next_row = p.first[min(lane, p.n_experts)], next_end = p.first[min(lane + 1, p.n_experts)];
 
-            if (e < p.n_experts) {
-                row = p.first[e];
-                n = p.first[e + 1] - row;
-            }
+        for (uint32_t e0 = 0; e0 < p.n_experts; e0 += 32) {
+            const uint32_t e = e0 + lane, row = next_row, end = next_end;
+
+            // Asked for before this round waits for its own; past the last expert both are the end of all lists.
+            next_row = p.first[min(e + 32, p.n_experts)];
+            next_end = p.first[min(e + 33, p.n_experts)];
+            const uint32_t n = end - row;
             uint32_t mine = token_tiles(n, S::N, p.overlap) * p.m_tiles, before = mine;
 #pragma unroll
             for (uint32_t d = 1; d < 32; d *= 2) {
