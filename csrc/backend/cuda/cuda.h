@@ -93,6 +93,7 @@ typedef struct hr_cuda {
     /* What runs. */
     bool is_tiled; /* sm_90a kernels on tiled weights */
     bool fuses_conv, fuses_qkv, fuses_attention;
+    bool is_programmatic; /* launches may begin before the one before them has ended */
     uint32_t max_prefill_tiles;
     uint32_t max_chunk_items; /* decode attention goes in rounds of at most so many */
     uint32_t max_rounds;

@@ -21,10 +21,10 @@ typedef struct walk {
 } walk;
 
 /* Every launch after the first may begin early. */
-#define LAUNCH(w, call)                                                                 \
-    do {                                                                                \
-        HR_CUDA_TRY((w)->cuda, call);                                                   \
-        (w)->on.programmatic = (w)->cuda->device.major >= 9; /* older devices refuse */ \
+#define LAUNCH(w, call)                                    \
+    do {                                                   \
+        HR_CUDA_TRY((w)->cuda, call);                      \
+        (w)->on.programmatic = (w)->cuda->is_programmatic; \
     } while (0)
 
 /* ---------------------------------------------------------------- taps */

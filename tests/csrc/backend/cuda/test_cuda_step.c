@@ -479,6 +479,32 @@ static uint32_t launches_of(const char *kernel)
     return n;
 }
 
+static size_t programmatic_launches(void)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < emu_n_launches(); i++)
+        n += emu_launch_at(i).is_programmatic;
+    return n;
+}
+
+/* The first thing to try when a device gives other numbers than the emulation. */
+static void launches_wait_for_each_other_when_asked_to(void **state)
+{
+    stream early[3], late[3];
+    hr_sample samples[3];
+
+    (void)state;
+    run_together(GPU_FUSED, early, samples);
+    assert_true(programmatic_launches() > 0);
+    assert_int_equal(setenv("HEADRACE_CUDA_PROGRAMMATIC", "0", 1), 0);
+    run_together(GPU_FUSED, late, samples);
+    assert_int_equal(programmatic_launches(), 0);
+    assert_int_equal(unsetenv("HEADRACE_CUDA_PROGRAMMATIC"), 0);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_memory_equal(early[i].ids, late[i].ids, early[i].n_total * sizeof *early[i].ids);
+}
+
 static void graphs_change_nothing(void **state)
 {
     (void)state;
@@ -692,6 +718,7 @@ int main(void)
         cmocka_unit_test(a_sequence_that_comes_back_is_described_anew),
         cmocka_unit_test(running_ahead_changes_no_token),
         cmocka_unit_test(three_steps_in_flight_are_refused),
+        cmocka_unit_test(launches_wait_for_each_other_when_asked_to),
         cmocka_unit_test(graphs_change_nothing),
         cmocka_unit_test(long_contexts_go_in_rounds),
         cmocka_unit_test(a_batch_that_cannot_be_is_refused_and_the_next_one_runs),
