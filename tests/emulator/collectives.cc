@@ -32,6 +32,14 @@ static Collective &find_open(Warp &warp, CollectiveKind kind, uint32_t mask, Col
     return c;
 }
 
+void check_collectives_at_exit(const Fiber *f)
+{
+    for (const Collective &c : f->warp->open)
+        if (c.mask >> f->lane & 1)
+            fail(c.fiber[__builtin_ctz(c.arrived)]->where, "warp collective: lanes %08x of the mask have exited",
+                 c.mask & ~(f->warp->live & ~(1u << f->lane)));
+}
+
 // Only __syncwarp orders memory.
 static void join_clocks(const Collective &c)
 {

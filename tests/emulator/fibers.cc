@@ -223,6 +223,7 @@ static void check_block_end(const Block &b)
     Fiber *f = current;
     Block &b = *f->block;
 
+    check_collectives_at_exit(f);
     check_copies_at_exit(f);
     check_wgmma_at_exit(f);
     f->is_done = true;

@@ -195,6 +195,7 @@ uint64_t random_bits();
 // barriers.cc
 void release_barriers_of(Block &block); // after a thread has exited
 void cluster_thread_exited();
+void check_collectives_at_exit(const Fiber *f); // collectives.cc
 
 // mbarrier.cc, copies.cc
 Mbar *find_mbar(const uint64_t *b);
