@@ -66,7 +66,8 @@ typedef struct hrk_step {
     uint32_t n_decode_items;  /* rows that attend as decode items (hrk_attention_args) */
     uint32_t n_prefill_tiles; /* tiles of prefill attention */
     uint32_t n_page_updates, n_sampling_updates, n_history_jobs;
-    uint32_t tokens_at;     /* int32_t [n_rows], HRK_TOKEN_FROM_SLOT or an id */
+    uint32_t
+        tokens_at; /* int32_t [n_rows - n_slot_rows], HRK_TOKEN_FROM_SLOT or an id, of the rows from n_slot_rows on */
     uint32_t spans_at;      /* hrk_span [n_spans], rows ascending, no gaps */
     uint32_t outputs_at;    /* hrk_output [n_outputs], rows ascending */
     uint32_t pages_at;      /* hrk_page_update [n_page_updates] */
@@ -75,7 +76,8 @@ typedef struct hrk_step {
     uint32_t decode_at;     /* hrk_decode_item [n_decode_items] */
     uint32_t prefill_at;    /* hrk_prefill_tile [n_prefill_tiles] */
     uint32_t n_chunk_items; /* (decode item, chunk) pairs: the decode items' chunks summed */
-    uint32_t reserved[3];
+    uint32_t n_slot_rows;   /* the first so many rows take the id last sampled for their slot */
+    uint32_t reserved[2];
 } hrk_step; /* 80 bytes */
 
 /* Consecutive rows of one sequence. */
@@ -86,16 +88,15 @@ typedef struct hrk_span {
     int32_t state_in;  /* convolution state to start from; -1: zeros */
     int32_t state_out; /* where the state after the last row goes; never equal to any state_in of the step */
     uint32_t n_warmup; /* the first n_warmup rows write no keys and values */
-    uint32_t reserved;
 } hrk_span;
 
-/* A row whose logits are wanted. */
+/* A row whose logits are wanted; 16 bytes, because the host sends one a decode row and step. */
 typedef struct hrk_output {
     uint32_t row, slot;
-    int32_t score_id;    /* >= 0: report this id instead of sampling */
-    int32_t n_logprobs;  /* -1: none */
-    uint32_t draw;       /* index of the output token, from 0: the draw's position (hr_history) */
-    uint32_t is_sampled; /* 0: logits only */
+    int32_t score_id;        /* >= 0: report this id instead of sampling */
+    uint32_t n_logprobs : 7; /* one more than the alternatives to report; 0: no log probabilities at all */
+    uint32_t draw : 24;      /* index of the output token, from 0: the draw's position (hr_history) */
+    uint32_t is_sampled : 1; /* 0: logits only */
 } hrk_output;
 
 /* page_table[slot * max_pages + index] = page. */

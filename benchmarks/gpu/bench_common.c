@@ -245,7 +245,7 @@ void bench_set_step(bench *b, uint32_t n_decode, uint32_t context, uint32_t n_pr
             .state_out = (int32_t)(2 * i + 1),
         };
         ((hrk_output *)(b->host_upload + step->outputs_at))[i] =
-            (hrk_output){.row = is_prompt ? T - 1 : i, .slot = i, .score_id = -1, .n_logprobs = -1, .is_sampled = 1};
+            (hrk_output){.row = is_prompt ? T - 1 : i, .slot = i, .score_id = -1, .is_sampled = 1};
     }
     for (uint32_t i = 0; i < n_decode; i++) {
         ((hrk_decode_item *)(b->host_upload + step->decode_at))[i] =

@@ -265,13 +265,13 @@ __global__ void __launch_bounds__(THREADS, 2) sampler_kernel(const __grid_consta
             out->is_bad = id < 0;
             out->id = id < 0 ? 0 : id;
         }
-        if (id < 0 || output.n_logprobs < 0)
+        if (id < 0 || output.n_logprobs == 0)
             return;
     } else if (threadIdx.x == 0) {
         out->id = id;
     }
     set_raw_row(a, index, row);
-    score_id(row, id, min((uint32_t)max(output.n_logprobs, 0), (uint32_t)HRK_TOP_MAX), out,
+    score_id(row, id, min(output.n_logprobs > 0 ? output.n_logprobs - 1 : 0u, (uint32_t)HRK_TOP_MAX), out,
              a.tops + (size_t)index * HRK_TOP_MAX, shared);
 }
 

@@ -38,8 +38,10 @@ __device__ void begin_row(const hrk_step_begin_args &a, uint32_t row, uint32_t l
     const uint32_t s = find_span(step, row, lane);
     const hrk_span span = hrk::spans(step)[s];
     const size_t ld = hrk_ld(a.H);
-    int32_t id = hrk::section<int32_t>(step, step->tokens_at)[row];
+    int32_t id = HRK_TOKEN_FROM_SLOT;
 
+    if (row >= step->n_slot_rows)
+        id = hrk::section<int32_t>(step, step->tokens_at)[row - step->n_slot_rows];
     if (id == HRK_TOKEN_FROM_SLOT)
         id = a.tables.next_token[span.slot];
     if ((uint32_t)id >= a.V)

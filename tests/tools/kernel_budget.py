@@ -28,7 +28,7 @@ KERNELS = ROOT / "kernels"
 BUDGET = KERNELS / "budget.json"
 LAUNCHES = KERNELS / "launches.json"
 BUILD = ROOT / "build" / "budget"
-NVCC_FLAGS = ["-std=c++17", "-O3", "-gencode", "arch=compute_90a,code=sm_90a", f"-I{KERNELS}", "-Xptxas", "-v"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-gencode", "arch=compute_90a,code=sm_90a", f"-I{KERNELS}", "-Xptxas", "-v"]
 
 # What the instructions of a file's kernels must and must not be. Patterns are searched at the start of a SASS mnemonic.
 NO_LOCAL = ["LDL", "STL"]

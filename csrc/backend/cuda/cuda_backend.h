@@ -11,7 +11,7 @@
  * of a run without taps. HEADRACE_CUDA=portable shows all of them. A step with taps or with hr_output.logits waits for
  * the device in step_begin.
  *
- * A step uploads one block, 76 bytes a decode row and little else, through two pinned blocks. When a step brings more
+ * A step uploads one block, 60 bytes a decode row and little else, through two pinned blocks. When a step brings more
  * changes than one block holds (some 32,000 new pages, or half a megabyte of penalty histories), step_begin waits for
  * them to be copied.
  */

@@ -242,11 +242,17 @@ static headrace_status note_history(writer *w, const hr_output *output, const hr
 
 /* ---------------------------------------------------------------- the batch */
 
+/* Decode rows come first and mostly take what the device sampled itself: those need no id. */
 static void write_tokens(writer *w, const hr_batch *batch)
 {
-    int32_t *tokens = reserve(w, batch->n_rows, sizeof *tokens, &w->step.tokens_at);
+    uint32_t n = 0;
+    int32_t *tokens;
 
-    memcpy(tokens, batch->token_ids, batch->n_rows * sizeof *tokens);
+    while (n < batch->n_rows && batch->token_ids[n] == HR_TOKEN_FROM_SLOT)
+        n++;
+    w->step.n_slot_rows = n;
+    tokens = reserve(w, batch->n_rows - n, sizeof *tokens, &w->step.tokens_at);
+    memcpy(tokens, batch->token_ids + n, (batch->n_rows - n) * sizeof *tokens);
 }
 
 static void write_spans(writer *w, const hr_batch *batch)
@@ -275,11 +281,13 @@ static void write_outputs(writer *w, const hr_batch *batch)
     for (uint32_t i = 0; i < batch->n_outputs; i++) {
         const hr_output *output = &batch->outputs[i];
 
+        uint32_t n_logprobs = (uint32_t)(output->n_logprobs < HRK_TOP_MAX ? output->n_logprobs + 1 : HRK_TOP_MAX + 1);
+
         to[i] = (hrk_output){.row = output->row,
                              .slot = batch->spans[w->cuda->row_span[output->row]].state_slot,
                              .score_id = output->score_id,
-                             .n_logprobs = output->n_logprobs < HRK_TOP_MAX ? output->n_logprobs : HRK_TOP_MAX,
-                             .draw = output->history.n_total - output->history.n_prompt,
+                             .n_logprobs = n_logprobs & 0x7f,
+                             .draw = (output->history.n_total - output->history.n_prompt) & 0xffffff,
                              .is_sampled = output->score_id < 0 && output->sampling != NULL};
     }
 }

@@ -39,7 +39,7 @@ Model make_model(uint32_t Nq, uint32_t Nkv, uint32_t D, bool exact)
 
 // Spans that begin inside a page, cross pages, and have warm-up rows.
 const std::vector<hrk_span> SPANS = {
-    {0, 1, 17, 2, -1, 0, 0, 0}, {1, 9, 12, 0, -1, 0, 3, 0}, {10, 1, 0, 3, -1, 0, 0, 0}, {11, 2, 70, 1, -1, 0, 2, 0}};
+    {0, 1, 17, 2, -1, 0, 0}, {1, 9, 12, 0, -1, 0, 3}, {10, 1, 0, 3, -1, 0, 0}, {11, 2, 70, 1, -1, 0, 2}};
 enum { N_ROWS = 13 };
 
 struct Result {
@@ -194,7 +194,7 @@ void position_zero_is_only_normalised(void **)
     const Model m = make_model(1, 1, 64, false);
     const Pages pages(16, 1, 64, false, 1, 1);
     std::vector<hrk_bf16> qkv(hrk_ld(3 * 64), bf16_bits(2.0f));
-    const Result got = run(m, pages, qkv, {{0, 1, 0, 0, -1, 0, 0, 0}});
+    const Result got = run(m, pages, qkv, {{0, 1, 0, 0, -1, 0, 0}});
 
     for (uint32_t d = 0; d < 64; d++)
         assert_int_equal(got.q[d], bf16_bits(m.q_norm[d]));
@@ -212,7 +212,7 @@ void a_row_alone_has_the_bits_it_has_among_strangers(void **)
         const Result all = run(m, pages, qkv, SPANS);
 
         for (uint32_t row = 0; row < N_ROWS; row++) {
-            const hrk_span span = {0, 1, rows.position[row], SPANS[rows.span[row]].slot, -1, 0, 0, 0};
+            const hrk_span span = {0, 1, rows.position[row], SPANS[rows.span[row]].slot, -1, 0, 0};
             const Result one = run(m, pages, part(qkv, row * ld, ld), {span});
 
             expect_same_bits(one.q, part(all.q, row * q_ld, q_ld));

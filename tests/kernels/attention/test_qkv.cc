@@ -151,10 +151,10 @@ void expect_same(const Result &a, const Result &b)
 // Spans that begin inside a page, cross pages, and have warm-up rows; the last as long as is asked for.
 std::vector<hrk_span> spans_with(uint32_t n_last)
 {
-    std::vector<hrk_span> spans = {{0, 1, 17, 2, -1, 0, 0, 0}, {1, 9, 12, 0, -1, 0, 3, 0}, {10, 1, 0, 3, -1, 0, 0, 0}};
+    std::vector<hrk_span> spans = {{0, 1, 17, 2, -1, 0, 0}, {1, 9, 12, 0, -1, 0, 3}, {10, 1, 0, 3, -1, 0, 0}};
 
     if (n_last > 0)
-        spans.push_back({11, n_last, 5, 1, -1, 0, 2, 0});
+        spans.push_back({11, n_last, 5, 1, -1, 0, 2});
     return spans;
 }
 
@@ -206,9 +206,8 @@ void a_row_has_the_same_bits_alone_and_among_strangers(void **)
     const Result all = run(layer, pages, x, spans, hrk::PICK_VARIANT);
 
     for (uint32_t row : {0u, 5u, 12u, 77u, 130u}) {
-        const Result one =
-            run(layer, pages, part(x, row * 64, 64),
-                {{0, 1, rows.position[row], spans[rows.span[row]].slot, -1, 0, 0, 0}}, hrk::PICK_VARIANT);
+        const Result one = run(layer, pages, part(x, row * 64, 64),
+                               {{0, 1, rows.position[row], spans[rows.span[row]].slot, -1, 0, 0}}, hrk::PICK_VARIANT);
 
         expect_same_bits(part(one.q, 0, 2 * D), part(all.q, row * 2 * D, 2 * D));
     }

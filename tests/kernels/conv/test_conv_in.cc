@@ -204,8 +204,8 @@ Result in_pieces(const Layer &layer, const std::vector<hrk_bf16> &rows, const st
     int32_t in = -1, out = 0;
 
     for (uint32_t n : lengths) {
-        const Result r = run(layer, all.states, part(rows, first * ld, n * ld), {{0, n, first, 0, in, out, 0, 0}},
-                             hrk::PICK_VARIANT);
+        const Result r =
+            run(layer, all.states, part(rows, first * ld, n * ld), {{0, n, first, 0, in, out, 0}}, hrk::PICK_VARIANT);
 
         all.y.insert(all.y.end(), r.y.begin(), r.y.end());
         all.states = r.states;

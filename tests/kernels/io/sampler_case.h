@@ -90,12 +90,13 @@ inline std::vector<SampleResult> sample_on_device(const std::vector<SampleRow> &
             has_mask = true;
             std::copy(row.mask.begin(), row.mask.end(), mask.begin() + (ptrdiff_t)((size_t)i * words));
         }
-        outputs[i] = {i,
-                      (uint32_t)slot,
-                      row.score_id,
-                      row.n_logprobs,
-                      row.output.empty() ? row.draw : (uint32_t)row.output.size(),
-                      row.is_sampled};
+        outputs[i] = {};
+        outputs[i].row = i;
+        outputs[i].slot = (uint32_t)slot;
+        outputs[i].score_id = row.score_id;
+        outputs[i].n_logprobs = (uint32_t)(row.n_logprobs + 1) & 0x7f;
+        outputs[i].draw = (row.output.empty() ? row.draw : (uint32_t)row.output.size()) & 0xffffff;
+        outputs[i].is_sampled = row.is_sampled;
     }
     block.set_outputs(outputs);
     DeviceArray<unsigned char> step(block.bytes());

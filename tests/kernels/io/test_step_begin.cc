@@ -96,7 +96,7 @@ std::vector<hrk_span> spans_of(const std::vector<uint32_t> &lengths)
     uint32_t row = 0;
 
     for (uint32_t i = 0; i < lengths.size(); i++) {
-        spans.push_back({row, lengths[i], 100 * i + 3, (i * 7 + 2) % SLOTS, -1, 0, 0, 0});
+        spans.push_back({row, lengths[i], 100 * i + 3, (i * 7 + 2) % SLOTS, -1, 0, 0});
         row += lengths[i];
     }
     return spans;
@@ -180,7 +180,7 @@ void the_norm_is_that_of_the_norm_kernel(void **)
         Device device;
         const size_t ld = hrk_ld(H);
 
-        block.set_spans({{0, 6, 0, 0, -1, 0, 0, 0}});
+        block.set_spans({{0, 6, 0, 0, -1, 0, 0}});
         block.step.tokens_at = block.add(std::vector<int32_t>{5, 4, 300, 0, 9, 77});
         const Rows got = run(device, block, H, 6);
         DeviceArray<unsigned char> upload(block.bytes());
@@ -205,7 +205,7 @@ void an_id_outside_the_vocabulary_reads_nothing_foreign(void **)
     StepBlock block;
     Device device; // next_token is all ones: -1
 
-    block.set_spans({{0, 2, 0, 0, -1, 0, 0, 0}});
+    block.set_spans({{0, 2, 0, 0, -1, 0, 0}});
     block.step.tokens_at = block.add(std::vector<int32_t>{HRK_TOKEN_FROM_SLOT, V});
     const Rows got = run(device, block, 64, 2);
     assert_int_equal(got.token[0], 0);
@@ -217,7 +217,7 @@ StepBlock one_row()
 {
     StepBlock block;
 
-    block.set_spans({{0, 1, 0, 0, -1, 0, 0, 0}});
+    block.set_spans({{0, 1, 0, 0, -1, 0, 0}});
     block.step.tokens_at = block.add(std::vector<int32_t>{0});
     return block;
 }

@@ -33,7 +33,7 @@ std::vector<hrk_bf16> run(const Rows &r, const std::vector<hrk_bf16> &x, const s
     std::vector<hrk_output> wanted;
 
     for (uint32_t row : outputs)
-        wanted.push_back({row, 0, -1, -1, 0, 1});
+        wanted.push_back({row, 0, -1, 0, 0, 1});
     block.step.n_rows = n;
     block.set_outputs(wanted);
     DeviceArray<unsigned char> upload(block.bytes());

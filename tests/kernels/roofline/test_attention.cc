@@ -173,7 +173,7 @@ struct RopeCase {
 simt::LaunchRecord run_qk_rope(const RopeCase &c)
 {
     enum { NKV = 2 };
-    const std::vector<hrk_span> spans = {{0, c.n, 0, 0, -1, 0, 0, 0}};
+    const std::vector<hrk_span> spans = {{0, c.n, 0, 0, -1, 0, 0}};
     const RowTables rows(spans);
     const Pages pages(P, NKV, D, true, 1, (uint32_t)ceil_div(c.n, P));
     StepBlock block;

@@ -284,9 +284,9 @@ std::vector<hrk_span> mixed_spans(uint32_t n)
     std::vector<hrk_span> spans;
 
     if (prompt > 0)
-        spans.push_back({0, prompt, 0, 0, -1, 0, 0, 0});
+        spans.push_back({0, prompt, 0, 0, -1, 0, 0});
     for (uint32_t row = prompt; row < n; row++)
-        spans.push_back({row, 1, row, (uint32_t)spans.size(), (int32_t)(200 + row), (int32_t)spans.size(), 0, 0});
+        spans.push_back({row, 1, row, (uint32_t)spans.size(), (int32_t)(200 + row), (int32_t)spans.size(), 0});
     return spans;
 }
 
@@ -326,7 +326,7 @@ void qkv_reads_its_weights_once_a_token_tile(void **)
 
     for (uint32_t n : STEPS) {
         const uint32_t warmup = n / 4;
-        const std::vector<hrk_span> spans = {{0, n, 0, 0, -1, 0, warmup, 0}};
+        const std::vector<hrk_span> spans = {{0, n, 0, 0, -1, 0, warmup}};
         const RowTables tables(spans);
         const Rows rows(n, n * H, n * NQ * HEAD, spans);
         const DeviceArray<uint32_t> row_span(tables.span), position(tables.position), pages(ids_of(PAGES));

@@ -44,7 +44,7 @@ struct Step {
         std::vector<hrk_output> outputs;
 
         for (uint32_t i = 0; i < rows.span.size(); i++)
-            outputs.push_back({i, rows.span[i], -1, -1, 0, 1});
+            outputs.push_back({i, rows.span[i], -1, 0, 0, 1});
         block.set_spans(spans);
         block.set_outputs(outputs);
         block.step.tokens_at = block.add(std::vector<int32_t>(rows.span.size(), 3));
@@ -66,7 +66,7 @@ std::vector<hrk_span> generated(uint32_t n)
     std::vector<hrk_span> spans;
 
     for (uint32_t i = 0; i < n; i++)
-        spans.push_back({i, 1, 9, i, (int32_t)(2 * i), (int32_t)(2 * i + 1), 0, 0});
+        spans.push_back({i, 1, 9, i, (int32_t)(2 * i), (int32_t)(2 * i + 1), 0});
     return spans;
 }
 
@@ -299,7 +299,7 @@ void a_convolution_reads_a_row_and_those_before_it(void **)
 {
     for (uint32_t L : {3u, 4u}) {
         for (uint32_t n : STEPS) {
-            std::vector<std::vector<hrk_span>> steps = {generated(n), {{0, n, 0, 0, -1, 0, 0, 0}}};
+            std::vector<std::vector<hrk_span>> steps = {generated(n), {{0, n, 0, 0, -1, 0, 0}}};
 
             for (const auto &spans : steps) {
                 const simt::LaunchRecord narrow = run_conv(spans, NARROW, L), wide = run_conv(spans, WIDE, L);
