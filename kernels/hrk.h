@@ -43,6 +43,7 @@ typedef struct hrk_launch {
     struct CUstream_st *stream;
     uint32_t n_sms;    /* multiprocessors of the device: persistent grids are a multiple of it */
     bool programmatic; /* may start before the kernel before it in the stream has ended (it waits inside) */
+    bool only_load;    /* load the kernel that these arguments choose and launch nothing */
 } hrk_launch;
 
 static inline HRK_BOTH uint32_t hrk_ld(uint32_t n)

@@ -41,6 +41,10 @@ inline int launch(void (*kernel)(P...), const LaunchShape &shape, const hrk_laun
         if (e != cudaSuccess)
             return (int)e;
     }
+    if (on->only_load) { // asking for its attributes loads it
+        cudaFuncAttributes ignored;
+        return (int)cudaFuncGetAttributes(&ignored, reinterpret_cast<const void *>(kernel));
+    }
     return (int)cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 

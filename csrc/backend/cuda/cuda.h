@@ -177,6 +177,8 @@ size_t hr_cuda_upload_bytes(const hr_cuda *cuda);
 
 /* cuda_step.c */
 hrk_step_begin_args hr_cuda_step_begin_args(const hr_cuda *cuda, uint32_t max_rows);
+/* Loads every kernel that a step of this shape launches, and launches none. */
+headrace_status hr_cuda_load_kernels(hr_cuda *cuda, const hr_cuda_shape *shape, headrace_error *err);
 /* Enqueues all kernels of a step. Stage by stage with waits between when there are taps. */
 headrace_status hr_cuda_walk(hr_cuda *cuda, const hr_cuda_shape *shape, const hr_batch *batch, headrace_error *err);
 

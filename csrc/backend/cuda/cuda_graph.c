@@ -6,9 +6,10 @@
  * max_spans rows, mixed steps from 64 rows on. What is in no class (generated rows computed again, attention in several
  * rounds) is launched kernel by kernel, as are steps with taps. HEADRACE_CUDA_GRAPHS=0 in the environment records none.
  *
- * The recording is what asks for most kernels first, and the runtime loads a kernel when it is first asked for. The
- * relaxed mode allows that; nothing else here or in the kernels' host code does what the other modes forbid. A graph is
- * sent to the device at once, so that the first step of its class neither takes longer nor finds memory gone.
+ * The runtime loads a kernel when it is first asked for, which may wait for the device: every kernel of a class is
+ * loaded before its recording begins. The relaxed mode would allow loading in between; nothing here or in the kernels'
+ * host code does what the other modes forbid. A graph is sent to the device at once, so that the first step of its
+ * class neither takes longer nor finds memory gone.
  */
 #include "backend/cuda/cuda.h"
 
@@ -47,6 +48,7 @@ static headrace_status capture(hr_cuda *cuda, const hr_cuda_shape *shape, cudaGr
     headrace_error ignored = {0};
     headrace_status status, ended;
 
+    HR_PASS(hr_cuda_load_kernels(cuda, shape, err));
     HR_CUDA_TRY(cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeRelaxed));
     status = hr_cuda_walk(cuda, shape, NULL, err);
     /* Also after a failure: the stream must not stay in capture. */

@@ -397,25 +397,45 @@ static headrace_status run_head(walk *w, headrace_error *err)
     return HEADRACE_OK;
 }
 
-headrace_status hr_cuda_walk(hr_cuda *cuda, const hr_cuda_shape *shape, const hr_batch *batch, headrace_error *err)
+static headrace_status run(walk *w, headrace_error *err)
 {
-    hrk_step_begin_args begin = hr_cuda_step_begin_args(cuda, shape->max_rows);
-    walk w = {.cuda = cuda,
-              .shape = shape,
-              .batch = batch,
-              .on = {.stream = cuda->stream, .n_sms = cuda->device.n_sms},
-              .T = shape->max_rows};
+    hr_cuda *cuda = w->cuda;
+    hrk_step_begin_args begin = hr_cuda_step_begin_args(cuda, w->T);
 
-    LAUNCH(&w, hrk_step_begin(&begin, &w.on));
-    HR_PASS(tap(&w, HR_TAP_EMBED, cuda->x, cuda->arch->hidden_size, err));
-    for (; w.index < cuda->arch->n_layers; w.index++) {
+    LAUNCH(w, hrk_step_begin(&begin, &w->on));
+    HR_PASS(tap(w, HR_TAP_EMBED, cuda->x, cuda->arch->hidden_size, err));
+    for (; w->index < cuda->arch->n_layers; w->index++) {
         headrace_status status;
 
-        w.layer = &cuda->layers[w.index];
-        hr_cuda_range_push(w.layer->source->operator== HR_OPERATOR_CONV ? "convolution layer" : "attention layer");
-        status = run_layer(&w, err);
+        w->layer = &cuda->layers[w->index];
+        hr_cuda_range_push(w->layer->source->operator== HR_OPERATOR_CONV ? "convolution layer" : "attention layer");
+        status = run_layer(w, err);
         hr_cuda_range_pop();
         HR_PASS(status);
     }
-    return shape->has_head ? run_head(&w, err) : HEADRACE_OK;
+    return w->shape->has_head ? run_head(w, err) : HEADRACE_OK;
+}
+
+static walk start(hr_cuda *cuda, const hr_cuda_shape *shape, const hr_batch *batch)
+{
+    return (walk){.cuda = cuda,
+                  .shape = shape,
+                  .batch = batch,
+                  .on = {.stream = cuda->stream, .n_sms = cuda->device.n_sms},
+                  .T = shape->max_rows};
+}
+
+headrace_status hr_cuda_load_kernels(hr_cuda *cuda, const hr_cuda_shape *shape, headrace_error *err)
+{
+    walk w = start(cuda, shape, NULL);
+
+    w.on.only_load = true;
+    return run(&w, err);
+}
+
+headrace_status hr_cuda_walk(hr_cuda *cuda, const hr_cuda_shape *shape, const hr_batch *batch, headrace_error *err)
+{
+    walk w = start(cuda, shape, batch);
+
+    return run(&w, err);
 }

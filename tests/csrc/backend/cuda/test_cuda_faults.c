@@ -289,6 +289,35 @@ static void graphs_are_on_the_device_before_the_first_step(void **state)
     assert_int_equal(emu_count("cudaGraphInstantiate"), 2);
 }
 
+/* Loading may wait for the device, which a recording must not. */
+static void kernels_are_loaded_before_they_are_recorded(void **state)
+{
+    uint32_t n_loaded = 0, n_recorded = 0, n_graphs = 0;
+    bool is_recording = false;
+
+    (void)state;
+    (void)live_with("cudaGraphUpload", 3, cudaErrorMemoryAllocation, false);
+    for (size_t i = 0; i < emu_n_calls(); i++) {
+        const char *call = emu_call(i);
+
+        if (strcmp(call, "cudaFuncGetAttributes") == 0) {
+            assert_false(is_recording);
+            n_loaded++;
+        } else if (strcmp(call, "cudaStreamBeginCapture") == 0) {
+            is_recording = true;
+        } else if (strcmp(call, "cudaStreamEndCapture") == 0) {
+            assert_true(n_recorded > 0);
+            assert_int_equal(n_loaded, n_recorded); /* one by one, by the same walk */
+            n_loaded = n_recorded = 0;
+            n_graphs++;
+            is_recording = false;
+        } else if (strcmp(call, "cudaLaunchKernelEx") == 0) {
+            n_recorded += is_recording;
+        }
+    }
+    assert_int_equal(n_graphs, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -299,6 +328,7 @@ int main(void)
         cmocka_unit_test(a_driver_that_is_too_old_is_told_as_such),
         cmocka_unit_test(a_device_without_kernels_is_told_what_to_build),
         cmocka_unit_test(graphs_are_on_the_device_before_the_first_step),
+        cmocka_unit_test(kernels_are_loaded_before_they_are_recorded),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
