@@ -130,6 +130,17 @@ headrace_status hr_model_open(const char *path, const hr_model_open_options *opt
                               headrace_error *err);
 void hr_model_close(hr_model *model);
 
+/* Width of the widest dense feed-forward; 0 if there is none. */
+static inline uint32_t hr_model_dense_width(const hr_model *model)
+{
+    uint32_t width = 0;
+
+    for (uint32_t i = 0; i < model->arch.n_layers; i++)
+        if (!model->layers[i].is_moe && model->layers[i].dense.gate.rows > width)
+            width = model->layers[i].dense.gate.rows;
+    return width;
+}
+
 /* Bytes of convolution state (fp32, L-1 columns of every conv layer) and of KV a token, both for one sequence. */
 static inline size_t hr_arch_state_values(const hr_arch *arch)
 {

@@ -5,6 +5,7 @@
  * function that runs twice, first to count and then to place, so that what `sizes` promises is what `open` takes.
  */
 #include "backend/cpu/cpu.h"
+#include "base/carver.h"
 
 #include <errno.h>
 #include <math.h>
@@ -18,88 +19,56 @@ enum {
     ROWS_MAX = 1 << 16,
 };
 
-/* Hands out pieces of one block; with base NULL it only counts. */
-typedef struct carver {
-    unsigned char *base;
-    size_t used;
-    bool overflows;
-} carver;
-
-static void *carve(carver *c, size_t n, size_t size)
-{
-    size_t at = c->used, bytes, end;
-
-    if (__builtin_mul_overflow(n, size, &bytes) || __builtin_add_overflow(at, bytes, &end) ||
-        __builtin_add_overflow(end, (size_t)HR_CPU_ALIGNMENT - 1, &end)) {
-        c->overflows = true;
-        return NULL;
-    }
-    c->used = end / HR_CPU_ALIGNMENT * HR_CPU_ALIGNMENT;
-    return c->base ? c->base + at : NULL;
-}
-
 static size_t largest(size_t a, size_t b)
 {
     return a > b ? a : b;
 }
 
-/* Width of the widest dense feed-forward. */
-static uint32_t dense_width(const hr_model *model)
+static void lay_out_batch(const hr_backend_options *o, hr_batch *batch, hr_carver *c)
 {
-    uint32_t width = 0;
-
-    for (uint32_t i = 0; i < model->arch.n_layers; i++) {
-        if (!model->layers[i].is_moe && model->layers[i].dense.gate.rows > width)
-            width = model->layers[i].dense.gate.rows;
-    }
-    return width;
+    batch->token_ids = hr_carve(c, o->max_rows, sizeof *batch->token_ids);
+    batch->spans = hr_carve(c, o->max_spans, sizeof *batch->spans);
+    batch->pages = hr_carve(c, o->max_page_refs, sizeof *batch->pages);
+    batch->outputs = hr_carve(c, o->max_outputs, sizeof *batch->outputs);
+    batch->samples = hr_carve(c, o->max_outputs, sizeof *batch->samples);
 }
 
-static void lay_out_batch(const hr_backend_options *o, hr_batch *batch, carver *c)
-{
-    batch->token_ids = carve(c, o->max_rows, sizeof *batch->token_ids);
-    batch->spans = carve(c, o->max_spans, sizeof *batch->spans);
-    batch->pages = carve(c, o->max_page_refs, sizeof *batch->pages);
-    batch->outputs = carve(c, o->max_outputs, sizeof *batch->outputs);
-    batch->samples = carve(c, o->max_outputs, sizeof *batch->samples);
-}
-
-static void lay_out_worker(const hr_cpu *cpu, hr_cpu_worker *worker, size_t widest_cols, carver *c)
+static void lay_out_worker(const hr_cpu *cpu, hr_cpu_worker *worker, size_t widest_cols, hr_carver *c)
 {
     const hr_arch *arch = cpu->arch;
 
-    worker->linear_scratch = carve(c, 1, cpu->kernels->linear_scratch_bytes((uint32_t)widest_cols));
-    worker->tile = carve(c, (size_t)2 * cpu->options.max_rows * HR_CPU_TILE_MAX, sizeof(float));
-    worker->scores = carve(c, (size_t)arch->n_heads / arch->n_kv_heads * cpu->max_context, sizeof(float));
-    worker->head = carve(c, arch->head_dim, sizeof(float));
-    worker->router_row = carve(c, arch->hidden_size, sizeof(float));
-    worker->expert_scores = carve(c, arch->n_experts, sizeof(float));
-    worker->expert_taken = carve(c, arch->n_experts, sizeof(bool));
+    worker->linear_scratch = hr_carve(c, 1, cpu->kernels->linear_scratch_bytes((uint32_t)widest_cols));
+    worker->tile = hr_carve(c, (size_t)2 * cpu->options.max_rows * HR_CPU_TILE_MAX, sizeof(float));
+    worker->scores = hr_carve(c, (size_t)arch->n_heads / arch->n_kv_heads * cpu->max_context, sizeof(float));
+    worker->head = hr_carve(c, arch->head_dim, sizeof(float));
+    worker->router_row = hr_carve(c, arch->hidden_size, sizeof(float));
+    worker->expert_scores = hr_carve(c, arch->n_experts, sizeof(float));
+    worker->expert_taken = hr_carve(c, arch->n_experts, sizeof(bool));
 }
 
-static void lay_out_moe(hr_cpu *cpu, carver *c)
+static void lay_out_moe(hr_cpu *cpu, hr_carver *c)
 {
     const hr_arch *arch = cpu->arch;
     size_t T = cpu->options.max_rows, E = arch->n_experts, K = arch->n_experts_used;
 
-    cpu->router_logits = carve(c, T * E, sizeof(float));
-    cpu->router_ids = carve(c, T * K, sizeof(uint32_t));
-    cpu->router_weights = carve(c, T * K, sizeof(float));
-    cpu->expert_first = carve(c, E + 1, sizeof(uint32_t));
-    cpu->place = carve(c, T * K, sizeof(uint32_t));
-    cpu->gathered_row = carve(c, T * K, sizeof(uint32_t));
-    cpu->expert_out = carve(c, T * K, (size_t)arch->hidden_size * sizeof(float));
-    cpu->products = carve(c, E, sizeof *cpu->products);
+    cpu->router_logits = hr_carve(c, T * E, sizeof(float));
+    cpu->router_ids = hr_carve(c, T * K, sizeof(uint32_t));
+    cpu->router_weights = hr_carve(c, T * K, sizeof(float));
+    cpu->expert_first = hr_carve(c, E + 1, sizeof(uint32_t));
+    cpu->place = hr_carve(c, T * K, sizeof(uint32_t));
+    cpu->gathered_row = hr_carve(c, T * K, sizeof(uint32_t));
+    cpu->expert_out = hr_carve(c, T * K, (size_t)arch->hidden_size * sizeof(float));
+    cpu->products = hr_carve(c, E, sizeof *cpu->products);
 }
 
 /* Sets every pointer into the scratch block. The only list of buffers. */
-static void lay_out(hr_cpu *cpu, carver *c)
+static void lay_out(hr_cpu *cpu, hr_carver *c)
 {
     const hr_arch *arch = cpu->arch;
     const hr_cpu_kernels *kernels = cpu->kernels;
     size_t T = cpu->options.max_rows, H = arch->hidden_size, D = arch->head_dim;
     size_t q_cols = arch->n_heads * D, kv_cols = arch->n_kv_heads * D;
-    size_t mix_cols = largest(H, q_cols), F = dense_width(cpu->model);
+    size_t mix_cols = largest(H, q_cols), F = hr_model_dense_width(cpu->model);
     size_t n_gathered = T * arch->n_experts_used, M = arch->expert_ffn_dim;
     size_t act_bytes =
         largest(T * kernels->prepared_bytes((uint32_t)F), n_gathered * kernels->prepared_bytes((uint32_t)M));
@@ -108,25 +77,25 @@ static void lay_out(hr_cpu *cpu, carver *c)
     act_bytes = largest(act_bytes, n_gathered * kernels->prepared_bytes((uint32_t)H));
     for (uint32_t i = 0; i < 2; i++)
         lay_out_batch(&cpu->options, &cpu->batches[i], c);
-    cpu->rope_rate = carve(c, D / 2, sizeof(double));
-    cpu->row_span = carve(c, T, sizeof(uint32_t));
-    cpu->rope_cos = carve(c, T * (D / 2), sizeof(float));
-    cpu->rope_sin = carve(c, T * (D / 2), sizeof(float));
-    cpu->x = carve(c, T * H, sizeof(float));
-    cpu->norm = carve(c, T * H, sizeof(float));
-    cpu->mix = carve(c, T * mix_cols, sizeof(float));
-    cpu->out = carve(c, T * H, sizeof(float));
-    cpu->wide = carve(c, T * largest(3 * H, q_cols + 2 * kv_cols), sizeof(float));
+    cpu->rope_rate = hr_carve(c, D / 2, sizeof(double));
+    cpu->row_span = hr_carve(c, T, sizeof(uint32_t));
+    cpu->rope_cos = hr_carve(c, T * (D / 2), sizeof(float));
+    cpu->rope_sin = hr_carve(c, T * (D / 2), sizeof(float));
+    cpu->x = hr_carve(c, T * H, sizeof(float));
+    cpu->norm = hr_carve(c, T * H, sizeof(float));
+    cpu->mix = hr_carve(c, T * mix_cols, sizeof(float));
+    cpu->out = hr_carve(c, T * H, sizeof(float));
+    cpu->wide = hr_carve(c, T * largest(3 * H, q_cols + 2 * kv_cols), sizeof(float));
     cpu->q = cpu->wide;
     cpu->k = cpu->wide ? cpu->q + T * q_cols : NULL;
     cpu->v = cpu->wide ? cpu->k + T * kv_cols : NULL;
-    cpu->prepared = carve(c, T, kernels->prepared_bytes((uint32_t)mix_cols));
-    cpu->act = carve(c, largest(T * F, n_gathered * M), sizeof(float));
-    cpu->prepared_act = carve(c, 1, act_bytes);
-    cpu->logits = carve(c, (size_t)cpu->logit_rows * arch->vocab_size, sizeof(float));
+    cpu->prepared = hr_carve(c, T, kernels->prepared_bytes((uint32_t)mix_cols));
+    cpu->act = hr_carve(c, largest(T * F, n_gathered * M), sizeof(float));
+    cpu->prepared_act = hr_carve(c, 1, act_bytes);
+    cpu->logits = hr_carve(c, (size_t)cpu->logit_rows * arch->vocab_size, sizeof(float));
     if (arch->n_experts > 0)
         lay_out_moe(cpu, c);
-    cpu->workers = carve(c, cpu->n_threads, sizeof *cpu->workers);
+    cpu->workers = hr_carve(c, cpu->n_threads, sizeof *cpu->workers);
     for (uint32_t i = 0; i < cpu->n_threads; i++)
         lay_out_worker(cpu, cpu->workers ? &cpu->workers[i] : &ignored, largest(mix_cols, largest(F, M)), c);
 }
@@ -167,7 +136,7 @@ static headrace_status plan(hr_cpu *cpu, const hr_model *model, const hr_backend
     const hr_arch *arch = &model->arch;
     uint64_t covered = (uint64_t)options->max_page_refs * options->page_tokens;
     size_t rows = (size_t)LOGITS_BYTES / sizeof(float) / (arch->vocab_size > 0 ? arch->vocab_size : 1);
-    carver count = {0};
+    hr_carver count = {.alignment = HR_CPU_ALIGNMENT};
 
     HR_PASS(check_options(model, options, err));
     *cpu = (hr_cpu){.base.ops = &hr_backend_cpu, .model = model, .arch = arch, .options = *options};
@@ -231,7 +200,7 @@ static void give_back(void *at, size_t bytes)
 
 static headrace_status take_memory(hr_cpu *cpu, uint32_t n_pages, uint32_t n_slots, headrace_error *err)
 {
-    carver place = {0};
+    hr_carver place = {.alignment = HR_CPU_ALIGNMENT};
     void *at = NULL;
 
     cpu->n_pages = n_pages;

@@ -10,6 +10,7 @@
 #define HR_BACKEND_CUDA_CUDA_H
 
 #include "backend/cuda/cuda_backend.h"
+#include "base/carver.h"
 #include "hrk.h"
 
 #include <cuda_runtime_api.h>
@@ -22,16 +23,6 @@ enum {
     HR_CUDA_PAGE_UPDATES = 32768,     /* changes of one upload */
     HR_CUDA_PAYLOAD_WORDS = 131072,   /* ids and biases of one upload */
 };
-
-/* Hands out pieces of one block; with base NULL it only counts. */
-typedef struct hr_cuda_carver {
-    unsigned char *base;
-    size_t used;
-    bool overflows;
-} hr_cuda_carver;
-
-/* n x size bytes, aligned; NULL while counting. */
-void *hr_cuda_carve(hr_cuda_carver *c, size_t n, size_t size);
 
 /* A layer's weights on the device. */
 typedef struct hr_cuda_layer {
@@ -161,12 +152,12 @@ headrace_status hr_cuda_check_whole(const hr_cuda *cuda, headrace_error *err);
 headrace_status hr_cuda_plan(hr_cuda *cuda, const hr_model *model, const hr_backend_options *options,
                              headrace_error *err);
 /* Sets all pointers into the device's memory, n_pages and n_slots included. */
-void hr_cuda_lay_out(hr_cuda *cuda, hr_cuda_carver *c);
+void hr_cuda_lay_out(hr_cuda *cuda, hr_carver *c);
 headrace_status hr_cuda_take_memory(hr_cuda *cuda, headrace_error *err);
 void hr_cuda_give_memory(hr_cuda *cuda);
 
 /* cuda_weights.c */
-void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_cuda_carver *c);
+void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_carver *c);
 /* A piece of weights on its way to the device: some rows of the widest matrix, at most HR_CUDA_STAGING_BYTES. */
 size_t hr_cuda_staging_bytes(const hr_cuda *cuda);
 headrace_status hr_cuda_load_weights(hr_cuda *cuda, headrace_error *err);

@@ -17,19 +17,6 @@ enum {
     CHUNK_ITEMS_PER_ROW = 4, /* decode attention rounds: some 2,048 keys a row at once */
 };
 
-void *hr_cuda_carve(hr_cuda_carver *c, size_t n, size_t size)
-{
-    size_t at = c->used, bytes, end;
-
-    if (__builtin_mul_overflow(n, size, &bytes) || __builtin_add_overflow(at, bytes, &end) ||
-        __builtin_add_overflow(end, (size_t)HR_CUDA_ALIGNMENT - 1, &end) || end > SIZE_MAX / 2) {
-        c->overflows = true;
-        return NULL;
-    }
-    c->used = end / HR_CUDA_ALIGNMENT * HR_CUDA_ALIGNMENT;
-    return c->base ? c->base + at : NULL;
-}
-
 static size_t largest(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -37,29 +24,17 @@ static size_t largest(size_t a, size_t b)
 
 /* ---------------------------------------------------------------- layout */
 
-static size_t dense_width(const hr_model *model)
-{
-    size_t width = 0;
-
-    for (uint32_t i = 0; i < model->arch.n_layers; i++) {
-        if (!model->layers[i].is_moe)
-            width = largest(width, model->layers[i].dense.gate.rows);
-    }
-    return width;
-}
-
-/* What each slot has beside its pages. */
-static void lay_out_slots(hr_cuda *cuda, size_t n, hr_cuda_carver *c)
+static void lay_out_slots(hr_cuda *cuda, size_t n, hr_carver *c)
 {
     hrk_tables *t = &cuda->tables;
 
-    cuda->state = hr_cuda_carve(c, 2 * n * cuda->state_values, sizeof *cuda->state);
-    t->next_token = hr_cuda_carve(c, n, sizeof *t->next_token);
-    t->page_table = hr_cuda_carve(c, n * cuda->max_pages, sizeof *t->page_table);
-    t->sampling = hr_cuda_carve(c, n, sizeof *t->sampling);
-    t->bias = hr_cuda_carve(c, n * HRK_BIAS_MAX, sizeof *t->bias);
-    t->stop_ids = hr_cuda_carve(c, n * HRK_STOP_IDS_MAX, sizeof *t->stop_ids);
-    t->seen = hr_cuda_carve(c, n * t->seen_ld, sizeof *t->seen);
+    cuda->state = hr_carve(c, 2 * n * cuda->state_values, sizeof *cuda->state);
+    t->next_token = hr_carve(c, n, sizeof *t->next_token);
+    t->page_table = hr_carve(c, n * cuda->max_pages, sizeof *t->page_table);
+    t->sampling = hr_carve(c, n, sizeof *t->sampling);
+    t->bias = hr_carve(c, n * HRK_BIAS_MAX, sizeof *t->bias);
+    t->stop_ids = hr_carve(c, n * HRK_STOP_IDS_MAX, sizeof *t->stop_ids);
+    t->seen = hr_carve(c, n * t->seen_ld, sizeof *t->seen);
 }
 
 static size_t bytes_a_slot(const hr_cuda *cuda)
@@ -69,7 +44,7 @@ static size_t bytes_a_slot(const hr_cuda *cuda)
            cuda->tables.seen_ld * sizeof(uint16_t);
 }
 
-static void lay_out_moe(hr_cuda *cuda, size_t T, hr_cuda_carver *c)
+static void lay_out_moe(hr_cuda *cuda, size_t T, hr_carver *c)
 {
     const hr_arch *arch = &cuda->model->arch;
     size_t E = arch->n_experts, K = arch->n_experts_used;
@@ -77,13 +52,13 @@ static void lay_out_moe(hr_cuda *cuda, size_t T, hr_cuda_carver *c)
 
     r->E = arch->n_experts;
     r->K = arch->n_experts_used;
-    r->ids = hr_cuda_carve(c, T * K, sizeof *r->ids);
-    r->weights = hr_cuda_carve(c, T * K, sizeof *r->weights);
-    r->first = hr_cuda_carve(c, E + 1, sizeof *r->first);
-    r->sorted = hr_cuda_carve(c, T * K, sizeof *r->sorted);
-    r->place = hr_cuda_carve(c, T * K, sizeof *r->place);
-    r->scratch = hr_cuda_carve(c, 1, hrk_route_scratch((uint32_t)T, r->E, r->K));
-    cuda->expert_out = hr_cuda_carve(c, T * K, hrk_ld(arch->hidden_size) * sizeof(hrk_bf16));
+    r->ids = hr_carve(c, T * K, sizeof *r->ids);
+    r->weights = hr_carve(c, T * K, sizeof *r->weights);
+    r->first = hr_carve(c, E + 1, sizeof *r->first);
+    r->sorted = hr_carve(c, T * K, sizeof *r->sorted);
+    r->place = hr_carve(c, T * K, sizeof *r->place);
+    r->scratch = hr_carve(c, 1, hrk_route_scratch((uint32_t)T, r->E, r->K));
+    cuda->expert_out = hr_carve(c, T * K, hrk_ld(arch->hidden_size) * sizeof(hrk_bf16));
 }
 
 /* Columns of the widest unfused operator product; 0 when all are fused. */
@@ -98,64 +73,64 @@ static size_t wide_cols(const hr_cuda *cuda)
     return largest(conv, qkv);
 }
 
-static void lay_out_rows(hr_cuda *cuda, hr_cuda_carver *c)
+static void lay_out_rows(hr_cuda *cuda, hr_carver *c)
 {
     const hr_arch *arch = &cuda->model->arch;
     size_t T = (cuda->options.max_rows + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
     size_t H = hrk_ld(arch->hidden_size), Q = hrk_ld(arch->n_heads * arch->head_dim);
-    size_t act = largest(T * hrk_ld((uint32_t)dense_width(cuda->model)),
+    size_t act = largest(T * hrk_ld((uint32_t)hr_model_dense_width(cuda->model)),
                          T * arch->n_experts_used * hrk_ld(arch->expert_ffn_dim));
 
-    cuda->tables.row_token = hr_cuda_carve(c, T, sizeof(int32_t));
-    cuda->tables.row_position = hr_cuda_carve(c, T, sizeof(uint32_t));
-    cuda->tables.row_span = hr_cuda_carve(c, T, sizeof(uint32_t));
-    cuda->x = hr_cuda_carve(c, T * H, sizeof(hrk_bf16));
-    cuda->xn = hr_cuda_carve(c, T * H, sizeof(hrk_bf16));
-    cuda->mix = hr_cuda_carve(c, T * largest(H, Q), sizeof(hrk_bf16));
-    cuda->q = hr_cuda_carve(c, T * Q, sizeof(hrk_bf16));
-    cuda->wide = hr_cuda_carve(c, T * wide_cols(cuda), sizeof(hrk_bf16));
-    cuda->act = hr_cuda_carve(c, act, sizeof(hrk_bf16));
-    cuda->attention_scratch = hr_cuda_carve(
+    cuda->tables.row_token = hr_carve(c, T, sizeof(int32_t));
+    cuda->tables.row_position = hr_carve(c, T, sizeof(uint32_t));
+    cuda->tables.row_span = hr_carve(c, T, sizeof(uint32_t));
+    cuda->x = hr_carve(c, T * H, sizeof(hrk_bf16));
+    cuda->xn = hr_carve(c, T * H, sizeof(hrk_bf16));
+    cuda->mix = hr_carve(c, T * largest(H, Q), sizeof(hrk_bf16));
+    cuda->q = hr_carve(c, T * Q, sizeof(hrk_bf16));
+    cuda->wide = hr_carve(c, T * wide_cols(cuda), sizeof(hrk_bf16));
+    cuda->act = hr_carve(c, act, sizeof(hrk_bf16));
+    cuda->attention_scratch = hr_carve(
         c, 1, hrk_attention_scratch(cuda->options.max_rows, cuda->max_chunk_items, arch->n_heads, arch->head_dim));
     if (arch->n_experts > 0)
         lay_out_moe(cuda, T, c);
     for (int i = 0; i < 2 && hr_cuda_has_taps(cuda); i++)
-        cuda->tap_rows[i] = hr_cuda_carve(c, T * hrk_ld((uint32_t)cuda->tap_cols), sizeof(hrk_bf16));
+        cuda->tap_rows[i] = hr_carve(c, T * hrk_ld((uint32_t)cuda->tap_cols), sizeof(hrk_bf16));
 }
 
-static void lay_out_outputs(hr_cuda *cuda, hr_cuda_carver *c)
+static void lay_out_outputs(hr_cuda *cuda, hr_carver *c)
 {
     const hr_arch *arch = &cuda->model->arch;
     size_t n = (cuda->options.max_outputs + ROW_ALIGNMENT - 1) / ROW_ALIGNMENT * ROW_ALIGNMENT;
     size_t V = hrk_ld(arch->vocab_size);
 
-    cuda->final = hr_cuda_carve(c, n * hrk_ld(arch->hidden_size), sizeof(hrk_bf16));
-    cuda->logits = hr_cuda_carve(c, n * V, sizeof(float));
-    cuda->sampler_scratch = hr_cuda_carve(c, n * V, sizeof(float));
-    cuda->samples = hr_cuda_carve(c, n, sizeof(hrk_sample));
-    cuda->tops = hr_cuda_carve(c, n * HRK_TOP_MAX, sizeof(hrk_top));
+    cuda->final = hr_carve(c, n * hrk_ld(arch->hidden_size), sizeof(hrk_bf16));
+    cuda->logits = hr_carve(c, n * V, sizeof(float));
+    cuda->sampler_scratch = hr_carve(c, n * V, sizeof(float));
+    cuda->samples = hr_carve(c, n, sizeof(hrk_sample));
+    cuda->tops = hr_carve(c, n * HRK_TOP_MAX, sizeof(hrk_top));
 }
 
-void hr_cuda_lay_out(hr_cuda *cuda, hr_cuda_carver *c)
+void hr_cuda_lay_out(hr_cuda *cuda, hr_carver *c)
 {
     size_t at = c->used;
 
     hr_cuda_lay_out_weights(cuda, c);
-    cuda->rope = hr_cuda_carve(c, (size_t)cuda->max_context * cuda->model->arch.head_dim, sizeof(float));
+    cuda->rope = hr_carve(c, (size_t)cuda->max_context * cuda->model->arch.head_dim, sizeof(float));
     cuda->weight_bytes = c->used - at;
     at = c->used;
-    cuda->kv = hr_cuda_carve(c, cuda->n_pages, cuda->page_bytes);
+    cuda->kv = hr_carve(c, cuda->n_pages, cuda->page_bytes);
     cuda->kv_bytes = c->used - at;
     at = c->used;
     lay_out_slots(cuda, cuda->n_slots, c);
     cuda->state_bytes = c->used - at;
     at = c->used;
     cuda->scratch = c->base ? c->base + at : NULL;
-    cuda->tables.step = hr_cuda_carve(c, 1, cuda->upload_bytes);
+    cuda->tables.step = hr_carve(c, 1, cuda->upload_bytes);
     lay_out_rows(cuda, c);
     lay_out_outputs(cuda, c);
     if (c->used - at < 2 * cuda->staging_bytes)
-        (void)hr_cuda_carve(c, 1, 2 * cuda->staging_bytes - (c->used - at));
+        (void)hr_carve(c, 1, 2 * cuda->staging_bytes - (c->used - at));
     cuda->scratch_bytes = c->used - at;
 }
 
@@ -238,7 +213,7 @@ headrace_status hr_cuda_plan(hr_cuda *cuda, const hr_model *model, const hr_back
 {
     const hr_arch *arch = &model->arch;
     uint64_t covered = (uint64_t)options->max_page_refs * options->page_tokens;
-    hr_cuda_carver count = {0};
+    hr_carver count = {.alignment = HR_CUDA_ALIGNMENT};
 
     HR_PASS(check_options(model, options, err));
     cuda->base.ops = &hr_backend_cuda;
@@ -368,7 +343,7 @@ static headrace_status take_pinned(hr_cuda *cuda, headrace_error *err)
 headrace_status hr_cuda_take_memory(hr_cuda *cuda, headrace_error *err)
 {
     uint64_t need = (uint64_t)cuda->weight_bytes + cuda->kv_bytes + cuda->state_bytes + cuda->scratch_bytes;
-    hr_cuda_carver place = {0};
+    hr_carver place = {.alignment = HR_CUDA_ALIGNMENT};
     void *memory = NULL;
     cudaError_t code;
 

@@ -20,27 +20,27 @@ enum { BUFFERS = 2 };
 
 /* ---------------------------------------------------------------- places */
 
-static hrk_matrix carve_as(hrk_layout layout, hr_cuda_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
+static hrk_matrix carve_as(hrk_layout layout, hr_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
                            uint32_t n_stack)
 {
     hrk_matrix m = {.rows = rows, .cols = cols, .n_groups = n_groups, .n_stack = n_stack, .layout = layout};
 
-    m.data = hr_cuda_carve(c, n_stack, hrk_matrix_values(rows, cols, n_groups, m.layout) * sizeof(hrk_bf16));
+    m.data = hr_carve(c, n_stack, hrk_matrix_values(rows, cols, n_groups, m.layout) * sizeof(hrk_bf16));
     return m;
 }
 
-static hrk_matrix carve_matrix(const hr_cuda *cuda, hr_cuda_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
+static hrk_matrix carve_matrix(const hr_cuda *cuda, hr_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
                                uint32_t n_stack)
 {
     return carve_as(cuda->is_tiled ? HRK_TILED : HRK_ROW_MAJOR, c, rows, cols, n_groups, n_stack);
 }
 
-static const float *carve_vector(hr_cuda_carver *c, const float *source, size_t n)
+static const float *carve_vector(hr_carver *c, const float *source, size_t n)
 {
-    return source ? hr_cuda_carve(c, n, sizeof(float)) : NULL;
+    return source ? hr_carve(c, n, sizeof(float)) : NULL;
 }
 
-static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_cuda_carver *c)
+static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_carver *c)
 {
     const hr_arch *arch = &cuda->model->arch;
     uint32_t H = arch->hidden_size, D = arch->head_dim, L = arch->conv_length;
@@ -68,7 +68,7 @@ static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_cuda_
     }
 }
 
-static void lay_out_feed_forward(const hr_cuda *cuda, hr_cuda_layer *layer, hr_cuda_carver *c)
+static void lay_out_feed_forward(const hr_cuda *cuda, hr_cuda_layer *layer, hr_carver *c)
 {
     const hr_arch *arch = &cuda->model->arch;
     uint32_t H = arch->hidden_size, E = arch->n_experts, F = layer->source->dense.gate.rows;
@@ -80,16 +80,16 @@ static void lay_out_feed_forward(const hr_cuda *cuda, hr_cuda_layer *layer, hr_c
     }
     layer->gate_up = carve_matrix(cuda, c, arch->expert_ffn_dim, H, 2, E);
     layer->down = carve_matrix(cuda, c, H, arch->expert_ffn_dim, 1, E);
-    layer->router = hr_cuda_carve(c, E, hrk_ld(H) * sizeof(hrk_bf16));
+    layer->router = hr_carve(c, E, hrk_ld(H) * sizeof(hrk_bf16));
     layer->expert_bias = carve_vector(c, layer->source->expert_bias, E);
 }
 
-void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_cuda_carver *c)
+void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_carver *c)
 {
     const hr_model *model = cuda->model;
     uint32_t V = model->arch.vocab_size, H = model->arch.hidden_size;
 
-    cuda->embedding = hr_cuda_carve(c, V, hrk_ld(H) * sizeof(hrk_bf16));
+    cuda->embedding = hr_carve(c, V, hrk_ld(H) * sizeof(hrk_bf16));
     if (model->is_tied && !cuda->is_tiled) {
         cuda->head = (hrk_matrix){
             .data = cuda->embedding, .rows = V, .cols = H, .n_groups = 1, .n_stack = 1, .layout = HRK_ROW_MAJOR};
