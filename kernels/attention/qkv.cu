@@ -5,7 +5,7 @@
 // linear/wgmma_pipeline.h; a strip is one head of 64 dimensions. The rounded products of a head lie in shared memory
 // token by token; four lanes share a token, each with 8 rotation pairs: the stored order of the rows (hrk_pack's
 // pair_rotary) puts a lane's two chunks, dimensions 8 m .. and 8 m + 32 .., side by side. Where a token's keys and
-// values go, and for few rows also its angles, is looked up before the product starts.
+// values go, and for few rows also its angles, is looked up as the product starts.
 //
 // Tiles: 16, 32 and 64 tokens, two blocks an SM; 128 and 192 with two consumers, a head each. No thin tiles: a head's
 // norm wants all its rows.

@@ -12,7 +12,7 @@
 //
 // Tiles: 32 and 64 tokens with three accumulators in one consumer; 128 and 192 with a consumer for each of B, C and X;
 // thin ones of 16 or 32 channels for steps of few rows: a model of 2,048 channels has but 32 strips. Small tiles ask
-// for the state before the product starts.
+// for the state as the product starts.
 #include "conv/conv.h"
 #include "linear/wgmma.h"
 #include "linear/wgmma_choice.h"

@@ -3,7 +3,7 @@
 // Bound: 2 rows cols bytes of weights a launch up to some 250 rows a step, then 2 rows cols FLOP a row. The skeleton is
 // wgmma_pipeline.h; this file adds what becomes of the sums. bf16 results pass through shared memory so that a token's
 // 64 features leave as one 128-byte line; fp32 results (logits) leave the registers in whole 32-byte sectors. For few
-// rows the residual is asked for before the product starts, so that its latency hides behind the weights.
+// rows the residual is asked for as the product starts, so that its latency hides behind the weights.
 //
 // Tiles (N tokens x weight rows): 16, 32, 64 x 64, two blocks an SM; 128, 256 x 128 with two consumers and 128
 // accumulator registers at most, where a product is bound by arithmetic; thin ones of 16 or 32 weight rows, for steps
@@ -31,7 +31,7 @@ using Tiling =
 
 template <class S> struct Epilogue {
     using Store = wgmma::Store<S::N, S::ROWS>;
-    // The residual of a tile fits into a few registers of each thread: fetched before the product.
+    // The residual of a tile fits into a few registers of each thread: fetched while the product runs.
     static constexpr bool HOLDS = S::N == Store::CHUNK && Store::TURNS <= 2;
 
     const Params &p;

@@ -380,6 +380,7 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
     const uint32_t a_low = (uint32_t)a0 + mine / 16, a_high = (uint32_t)(a0 >> 32);
     const uint32_t b_low = (uint32_t)b0, b_high = (uint32_t)(b0 >> 32);
     const uint32_t n_tiles = __shfl_sync(0xffffffffu, b.counts[1], 0);
+    const uint32_t begin_at = p.k_blocks > S::K_BLOCKS ? S::K_BLOCKS : 0; // the second stage, if there is one
     Walk<S> walk(b, p);
     Position<S> at;
 
@@ -390,7 +391,6 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
         uint32_t before = S::STAGES;
         const Tile tile = walk.find(index);
 
-        epilogue.begin(tile, lane);
         for (uint32_t k = 0; k < p.k_blocks; k += S::K_BLOCKS) {
             const uint32_t from = at.stage * S::STAGE_BYTES;
 
@@ -409,6 +409,9 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
                 }
             }
             prim::wgmma_commit();
+            // Behind two stages of products: sooner, and the first stage's fence would wait for what begin asks for.
+            if (k == begin_at)
+                epilogue.begin(tile, lane);
             prim::wgmma_wait<1>();
             if (before < (uint32_t)S::STAGES && lane.lane == 0)
                 prim::mbar_arrive(b.empty + before);
@@ -425,7 +428,7 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
 }
 
 // The body of a kernel. The epilogue has
-//   begin(tile, lane): before the products of a tile, to ask for what finish will want;
+//   begin(tile, lane): while a tile's first products run, to ask for what finish will want;
 //   finish(tile, acc, lane): with the sums; it may use the block's extra bytes and its consumer's barrier.
 template <class S, bool GATHER, class Epilogue>
 __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogue &epilogue)
