@@ -90,12 +90,12 @@ headrace_status hr_cuda_capture_graphs(hr_cuda *cuda, headrace_error *err)
 
 void hr_cuda_destroy_graphs(hr_cuda *cuda)
 {
-    cudaGraphExec_t *all = &cuda->graphs[0][0][0];
+    for (uint32_t i = 0; i < HR_CUDA_ROW_CLASSES * 4; i++) {
+        cudaGraphExec_t *graph = &cuda->graphs[i / 4][i / 2 % 2][i % 2];
 
-    for (size_t i = 0; i < sizeof cuda->graphs / sizeof *all; i++) {
-        if (all[i])
-            (void)cudaGraphExecDestroy(all[i]);
-        all[i] = NULL;
+        if (*graph)
+            (void)cudaGraphExecDestroy(*graph);
+        *graph = NULL;
     }
 }
 

@@ -29,16 +29,22 @@ typedef struct walk {
 
 /* ---------------------------------------------------------------- taps */
 
+/* With taps no graph is captured: there is always a batch. */
+static bool has_taps(const walk *w)
+{
+    return w->batch && hr_cuda_has_taps(w->cuda);
+}
+
 static headrace_status tap(walk *w, hr_tap name, const hrk_bf16 *rows, uint32_t cols, headrace_error *err)
 {
-    if (!hr_cuda_has_taps(w->cuda))
+    if (!has_taps(w))
         return HEADRACE_OK;
     return hr_cuda_tap_bf16(w->cuda, name, w->index, rows, w->batch->n_rows, cols, hrk_ld(cols), err);
 }
 
 static hrk_bf16 *tap_rows(const walk *w, int i)
 {
-    return hr_cuda_has_taps(w->cuda) ? w->cuda->tap_rows[i] : NULL;
+    return has_taps(w) ? w->cuda->tap_rows[i] : NULL;
 }
 
 /* ---------------------------------------------------------------- pieces */
@@ -89,7 +95,7 @@ static headrace_status residual_product(walk *w, hr_tap name, const hrk_matrix *
                             .epilogue = HRK_RESIDUAL,
                             .out = cuda->x};
 
-    if (hr_cuda_has_taps(cuda)) {
+    if (has_taps(w)) {
         HR_PASS(product(w, matrix, in, bias, cuda->tap_rows[0], err));
         HR_PASS(tap(w, name, cuda->tap_rows[0], matrix->rows, err));
     }
@@ -387,7 +393,7 @@ static headrace_status run_head(walk *w, headrace_error *err)
 
     LAUNCH(w, hrk_norm(&final, &w->on));
     LAUNCH(w, hrk_linear(&head, &w->on));
-    if (hr_cuda_has_taps(cuda)) {
+    if (has_taps(w)) {
         HR_PASS(hr_cuda_tap_bf16(cuda, HR_TAP_FINAL_NORM, arch->n_layers, cuda->final, w->batch->n_outputs,
                                  arch->hidden_size, hrk_ld(arch->hidden_size), err));
         HR_PASS(

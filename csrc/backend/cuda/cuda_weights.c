@@ -391,29 +391,32 @@ static headrace_status load(loader *l, headrace_error *err)
     return model->is_dummy ? fill_dummy(cuda, embedding, err) : HEADRACE_OK;
 }
 
+static uint64_t bytes_of(const hr_matrix *w)
+{
+    return (uint64_t)w->rows * w->row_bytes;
+}
+
 /* Bytes of the file's matrices, each as often as it is copied. */
 static uint64_t total_bytes(const hr_cuda *cuda)
 {
     const hr_model *model = cuda->model;
-    uint64_t sum = (uint64_t)model->embedding.rows * model->embedding.row_bytes;
+    uint64_t sum = bytes_of(&model->embedding);
 
     if (cuda->head.data != cuda->embedding)
-        sum += (uint64_t)model->head.rows * model->head.row_bytes;
+        sum += bytes_of(&model->head);
     for (uint32_t i = 0; i < model->arch.n_layers; i++) {
         const hr_layer *layer = &model->layers[i];
         uint32_t n = layer->is_moe ? model->arch.n_experts : 1;
-        const hr_matrix *all[] = {&layer->conv.in_proj, &layer->conv.out_proj, &layer->attention.q,
-                                  &layer->attention.k,  &layer->attention.v,   &layer->attention.out};
 
-        for (size_t j = 0; j < sizeof all / sizeof *all; j++)
-            sum += (uint64_t)all[j]->rows * all[j]->row_bytes;
+        sum += bytes_of(&layer->conv.in_proj) + bytes_of(&layer->conv.out_proj);
+        sum += bytes_of(&layer->attention.q) + bytes_of(&layer->attention.k) + bytes_of(&layer->attention.v);
+        sum += bytes_of(&layer->attention.out);
         if (layer->is_moe)
-            sum += (uint64_t)layer->router.rows * layer->router.row_bytes;
+            sum += bytes_of(&layer->router);
         for (uint32_t e = 0; e < n; e++) {
             const hr_ffn_weights *w = layer->is_moe ? &layer->experts[e] : &layer->dense;
 
-            sum += (uint64_t)w->gate.rows * w->gate.row_bytes + (uint64_t)w->up.rows * w->up.row_bytes +
-                   (uint64_t)w->down.rows * w->down.row_bytes;
+            sum += bytes_of(&w->gate) + bytes_of(&w->up) + bytes_of(&w->down);
         }
     }
     return sum;

@@ -48,7 +48,7 @@ static uint64_t row_number(int32_t id, uint32_t position, const int32_t *window,
 
     for (uint32_t i = 0; i < n_window; i++)
         hash = (hash ^ (uint32_t)window[i]) * 0x9FB21C651E98DF25u + (hash >> 31);
-    return hr_mix64(hash ^ (uint64_t)n_window << 56);
+    return hr_mix64(hash ^ n_window * 0x0100000000000000u);
 }
 
 static uint64_t at_position(uint64_t number, uint32_t position)
