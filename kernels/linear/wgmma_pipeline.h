@@ -294,6 +294,22 @@ template <class S> __device__ __forceinline__ uint32_t count_early(const Problem
     return min((uint32_t)S::STAGES, (1 + (p.m_tiles - 1 - blockIdx.x) / gridDim.x) * (p.k_blocks / S::K_BLOCKS));
 }
 
+// How many stages a block's first tile can have in the ring.
+template <class S> __device__ __forceinline__ uint32_t count_first(const Problem &p)
+{
+    return min((uint32_t)S::STAGES, p.k_blocks / S::K_BLOCKS);
+}
+// Asks for the weights of these, of a block that has a tile: the whole ring is free. One thread, and before the
+// producer looks up which rows the tile wants, so that weights do not wait for an index.
+template <class S> __device__ __forceinline__ void load_first(const Block<S> &b, const Problem &p, uint64_t policy)
+{
+    Walk<S> walk(b, p);
+    const Tile tile = walk.find(blockIdx.x);
+
+    for (uint32_t i = 0; i < count_first<S>(p); i++)
+        load_weights(b, p, tile.m, tile.expert, i * S::K_BLOCKS, i, policy);
+}
+
 template <class S, bool GATHER>
 __device__ __forceinline__ void produce(const Block<S> &b, const Problem &p, uint32_t t, uint32_t early,
                                         uint64_t policy)
@@ -435,7 +451,7 @@ __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogu
 {
     const uint32_t t = threadIdx.x, warp = __shfl_sync(0xffffffffu, t / 32, 0), group = warp / 4;
     const bool is_producer = group == (uint32_t)S::CONSUMERS, is_lead = t == S::CONSUMERS * WARPGROUP;
-    const uint32_t early = count_early<S>(p);
+    uint32_t early = count_early<S>(p); // stages whose weights were asked for
     uint64_t policy = 0;
 
     if (is_lead) {
@@ -453,6 +469,11 @@ __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogu
     if (t < 32)
         write_schedule(b, p, t);
     __syncthreads();
+    if (early == 0 && blockIdx.x < b.counts[1]) {
+        early = count_first<S>(p);
+        if (is_lead)
+            load_first(b, p, policy);
+    }
     if (is_producer) {
         if constexpr (S::CONSUMERS > 1)
             prim::reg_dec<40>();
