@@ -72,8 +72,8 @@ inline bool is_close(float got, float want, float tolerance)
     return fabsf(got - want) <= tolerance * (1.0f + fabsf(want)); // false for NaN
 }
 
-constexpr hrk_launch ON = {nullptr, 4, false};
-constexpr hrk_launch ON_PROGRAMMATIC = {nullptr, 4, true};
+constexpr hrk_launch ON = {nullptr, 4, false, false};
+constexpr hrk_launch ON_PROGRAMMATIC = {nullptr, 4, true, false};
 
 // Calls run<FAULT> for the fault at hand among those listed; NONE always is.
 template <template <Fault> class Launch, Fault... FAULTS, class... A> int launch_one(Fault fault, A &&...a)

@@ -183,7 +183,7 @@ struct World {
         args.kv = {kv.data(), page_stride, P, Nkv, D, true};
         args.out = out.data();
         args.scratch = scratch.data();
-        hrk_launch on = {nullptr, n_sms, programmatic};
+        hrk_launch on = {nullptr, n_sms, programmatic, false};
         for (Kernel kernel : kernels)
             for (int again = 0; again < 2; again++) // twice: the first leaves scratch as the second needs it
                 assert_int_equal(kernel(&args, &on), 0);

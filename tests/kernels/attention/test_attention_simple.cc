@@ -82,7 +82,7 @@ std::vector<hrk_bf16> run(const Model &m, const Work &w, uint32_t spare = 2)
     DeviceArray<uint32_t> table(m.pages.table);
     DeviceArray<hrk_bf16> pool(m.pool), q(queries(m, w.rows)), out((n + 1) * ld);
     hrk_attention_args args = {};
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     args.tables.step = reinterpret_cast<const hrk_step *>(upload.data());
     args.tables.page_table = table.data();
     args.tables.max_pages = m.pages.max_pages;
@@ -260,7 +260,7 @@ void probabilities_are_rounded_before_they_meet_the_values(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_attention_args good = {};
 
     good.max_decode_items = 4;

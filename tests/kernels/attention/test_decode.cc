@@ -105,7 +105,7 @@ void a_step_without_items_does_nothing(void **)
 
 void shapes_that_it_cannot_do_are_refused(void **)
 {
-    hrk_launch on = {nullptr, 4, false};
+    hrk_launch on = {nullptr, 4, false, false};
     unsigned char scratch[16];
     hrk_attention_args good = {};
     good.Nq = 8;

@@ -59,7 +59,7 @@ Result run(const Model &m, const Pages &pages, const std::vector<hrk_bf16> &qkv,
     DeviceArray<float> q_norm(m.q_norm), k_norm(m.k_norm), rope(m.rope);
     DeviceArray<hrk_bf16> in(qkv), pool(pages.values()), q((n + 1) * q_ld), k((n + 1) * kv_ld), v((n + 1) * kv_ld);
     hrk_qk_rope_args args = {};
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     args.tables.step = reinterpret_cast<const hrk_step *>(upload.data());
     args.tables.row_span = row_span.data();
     args.tables.row_position = row_position.data();
@@ -224,7 +224,7 @@ void a_row_alone_has_the_bits_it_has_among_strangers(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_qk_rope_args good = {};
 
     good.max_rows = 4;

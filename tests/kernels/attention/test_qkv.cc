@@ -92,7 +92,7 @@ Result run(const Layer &layer, const Pages &pages, const std::vector<hrk_bf16> &
 {
     const Step step(layer, pages, x, spans);
     DeviceArray<unsigned char> upload(step.block.bytes());
-    const hrk_launch on = {nullptr, n_sms, true};
+    const hrk_launch on = {nullptr, n_sms, true, false};
     hrk_qkv_args args = {};
 
     args.tables = step.tables(upload, pages);
@@ -117,7 +117,7 @@ Result in_two_steps(const Layer &layer, const Pages &pages, const std::vector<hr
     const Step step(layer, pages, x, spans);
     DeviceArray<unsigned char> upload(step.block.bytes());
     DeviceArray<hrk_bf16> products((size_t)step.n * layer.matrix.rows);
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     hrk_linear_args linear = {};
     hrk_qk_rope_args args = {};
 
@@ -219,7 +219,7 @@ void a_step_without_rows_writes_nothing(void **)
     const Pages pages(PAGE, 1, D, true, SLOTS, PAGES_A_SLOT);
     DeviceArray<unsigned char> upload(step_block(0, 0));
     DeviceArray<hrk_bf16> in(64), q(2 * D), pool(pages.values());
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     hrk_qkv_args args = {};
 
     args.tables.step = as_step(upload);
@@ -239,7 +239,7 @@ void a_step_without_rows_writes_nothing(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_qkv_args good = {};
 
     good.max_rows = 4;

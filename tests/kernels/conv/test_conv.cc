@@ -50,7 +50,7 @@ Result run(const Layer &layer, const std::vector<hrk_bf16> &states, const std::v
     DeviceArray<float> taps(layer.taps), bias(layer.bias);
     DeviceArray<hrk_bf16> in(bcx), pool(states), y((size_t)(n + 1) * ld), bx((size_t)(n + 1) * ld);
     hrk_conv_args args = {};
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     args.tables.step = reinterpret_cast<const hrk_step *>(upload.data());
     args.tables.row_span = row_span.data();
     args.max_rows = max_rows;
@@ -186,7 +186,7 @@ void a_sequence_has_the_same_bits_however_it_is_cut(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_conv_args good = {};
 
     good.max_rows = 4;

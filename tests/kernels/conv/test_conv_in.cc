@@ -58,7 +58,7 @@ Result run(const Layer &layer, const std::vector<hrk_bf16> &states, const std::v
     DeviceArray<float> taps(layer.taps);
     DeviceArray<hrk_bf16> in(rows), pool(states), y((size_t)(n + 1) * ld);
     hrk_conv_in_args args = {};
-    const hrk_launch on = {nullptr, n_sms, true};
+    const hrk_launch on = {nullptr, n_sms, true, false};
 
     args.tables.step = as_step(upload);
     args.tables.row_span = row_span.data();
@@ -81,7 +81,7 @@ std::vector<hrk_bf16> product_of_group(const Layer &layer, uint32_t group, const
     const uint32_t n = (uint32_t)(rows.size() / hrk_ld(layer.matrix.cols));
     Matrix one(layer.H, layer.matrix.cols, 1, 1, 0);
     const size_t values = one.values.size();
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_linear_args args = {};
 
     one.values = part(layer.matrix.values, group * values, values);
@@ -238,7 +238,7 @@ void a_step_without_rows_writes_nothing(void **)
     DeviceArray<hrk_bf16> in(64), y(64 * 16), pool(64);
     DeviceArray<float> taps(layer.taps);
     DeviceArray<uint32_t> row_span(16);
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     hrk_conv_in_args args = {};
 
     args.tables.step = as_step(step);
@@ -260,7 +260,7 @@ void a_step_without_rows_writes_nothing(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_conv_in_args good = {};
 
     good.max_rows = 4;

@@ -109,7 +109,7 @@ inline std::vector<SampleResult> sample_on_device(const std::vector<SampleRow> &
     DeviceArray<hrk_sample> samples(n + 1);
     DeviceArray<hrk_top> tops((size_t)(n + 1) * HRK_TOP_MAX);
     hrk_sampler_args args = {};
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
 
     args.tables.step = reinterpret_cast<const hrk_step *>(step.data());
     args.tables.next_token = d_next.data();

@@ -65,7 +65,7 @@ void check(const Matrix &m, uint32_t piece)
     Random random(m.rows + m.cols);
     DeviceArray<hrk_bf16> packed(values(m));
     std::vector<hrk_bf16> want(values(m), 0);
-    const hrk_launch on = {nullptr, 2, false};
+    const hrk_launch on = {nullptr, 2, false, false};
 
     packed.fill(0);
     for (uint32_t stack = 0; stack < m.n_stack; stack++) {
@@ -120,7 +120,7 @@ template <class T> std::vector<hrk_bf16> packed_from(const std::vector<T> &rows,
     const Matrix m = {(uint32_t)(rows.size() / cols), cols, 1, 1, HRK_ROW_MAJOR, false};
     DeviceArray<T> from(rows);
     DeviceArray<hrk_bf16> to(values(m));
-    const hrk_launch on = {nullptr, 2, false};
+    const hrk_launch on = {nullptr, 2, false, false};
     const hrk_pack_args args = pack_args(m, from.data(), source, to.data());
 
     assert_int_equal(hrk_pack(&args, &on), 0);
@@ -165,7 +165,7 @@ void halves_are_converted(void **)
 void what_it_cannot_do_is_refused(void **)
 {
     const Matrix m = {64, 64, 2, 1, HRK_TILED, false};
-    const hrk_launch on = {nullptr, 2, false};
+    const hrk_launch on = {nullptr, 2, false, false};
 
     for (int i = 0; i < 5; i++) {
         hrk_pack_args args = pack_args(m, nullptr, HRK_SOURCE_BF16, nullptr);

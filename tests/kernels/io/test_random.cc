@@ -15,7 +15,7 @@ struct Shape {
 std::vector<hrk_bf16> run(const Shape &s, uint64_t seed, float deviation, uint32_t n_sms = 4)
 {
     DeviceArray<hrk_bf16> out(hrk_matrix_values(s.rows, s.cols, s.n_groups, s.layout) * s.n_stack);
-    const hrk_launch on = {nullptr, n_sms, false};
+    const hrk_launch on = {nullptr, n_sms, false, false};
     const hrk_random_args args = {out.data(), s.rows, s.cols, s.n_groups, s.n_stack, s.layout, seed, deviation};
 
     assert_int_equal(hrk_random(&args, &on), 0);
@@ -116,7 +116,7 @@ void the_same_seed_has_the_same_bits_by_any_grid(void **)
 
 void what_is_no_matrix_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
 
     for (int i = 0; i < 4; i++) {
         hrk_random_args args = {nullptr, 64, 64, 1, 1, HRK_TILED, 1, 1.0f};

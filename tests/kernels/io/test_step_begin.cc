@@ -69,7 +69,7 @@ Rows run(const Device &device, const StepBlock &block, uint32_t H, uint32_t max_
     DeviceArray<int32_t> row_token(max_rows);
     DeviceArray<uint32_t> row_position(max_rows), row_span(max_rows);
     hrk_step_begin_args args = {};
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
 
     args.tables = device.tables();
     args.tables.step = reinterpret_cast<const hrk_step *>(upload.data());
@@ -187,7 +187,7 @@ void the_norm_is_that_of_the_norm_kernel(void **)
         DeviceArray<hrk_bf16> x(got.x), out(6 * ld);
         DeviceArray<float> weight(norm_weights(H));
         hrk_norm_args args = {};
-        const hrk_launch on = {nullptr, 4, false};
+        const hrk_launch on = {nullptr, 4, false, false};
         args.tables.step = reinterpret_cast<const hrk_step *>(upload.data());
         args.max_rows = 6;
         args.x = x.data();
@@ -397,7 +397,7 @@ void ids_outside_the_table_are_passed_over(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_step_begin_args good = {};
 
     good.H = 64;

@@ -9,7 +9,7 @@ namespace
 void stamps_ascend_in_the_order_of_the_stream(void **)
 {
     DeviceArray<uint64_t> stamps(4);
-    const hrk_launch on = {nullptr, 2, true};
+    const hrk_launch on = {nullptr, 2, true, false};
 
     for (uint32_t i : {2u, 0u, 3u})
         assert_int_equal(hrk_timestamp(stamps.data(), i, &on), 0);

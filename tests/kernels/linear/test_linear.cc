@@ -9,7 +9,7 @@ namespace
 {
 
 enum { TOKENS = 9, COLS = 136, ROWS = 100 };
-const hrk_launch ON = {nullptr, 4, false};
+const hrk_launch ON = {nullptr, 4, false, false};
 
 // Dense random weights in one layout; the same for the same shape.
 struct Weights {

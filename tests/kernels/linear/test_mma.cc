@@ -75,7 +75,7 @@ template <class T> std::vector<T> run_linear(const Weights &w, const std::vector
     DeviceArray<T> out((n + 1) * ld);
     std::vector<T> before((n + 1) * ld, 0);
     hrk_linear_args args = {};
-    const hrk_launch on = {nullptr, c.n_sms, true};
+    const hrk_launch on = {nullptr, c.n_sms, true, false};
     if (c.epilogue == HRK_RESIDUAL) { // padding zero
         Random random(7);
         const std::vector<hrk_bf16> old = random_rows(random, n + 1, rows, 1.0f);
@@ -269,7 +269,7 @@ std::vector<hrk_bf16> run_ffn(const Weights &w, const std::vector<hrk_bf16> &in,
     DeviceArray<hrk_bf16> weights(w.data), x(in), out((pairs + 1) * ld);
     DeviceArray<uint32_t> first(routing ? routing->first : std::vector<uint32_t>()),
         sorted(routing ? routing->sorted : std::vector<uint32_t>());
-    const hrk_launch on = {nullptr, n_sms, true};
+    const hrk_launch on = {nullptr, n_sms, true, false};
     hrk_routing lists = {};
     if (routing) {
         lists.E = routing->E;
@@ -391,7 +391,7 @@ void a_pair_has_the_same_bits_alone_and_among_others(void **)
 
 void what_it_cannot_do_is_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_linear_args linear = {};
     hrk_gate_up_args gate_up = {};
     hrk_down_args down = {};

@@ -22,7 +22,7 @@ struct Case {
     std::vector<hrk_bf16> run(const std::vector<hrk_bf16> &h, const ExpertLists &lists, int variant) const
     {
         const uint32_t n = (uint32_t)lists.sorted.size();
-        const hrk_launch on = {nullptr, n_sms, false};
+        const hrk_launch on = {nullptr, n_sms, false, false};
         DeviceArray<unsigned char> step(step_block(n / lists.K, 0));
         DeviceArray<hrk_bf16> in(h), y((size_t)(n + 3) * hrk_ld(matrix.rows));
         DeviceArray<uint32_t> first(lists.first);
@@ -96,7 +96,7 @@ void a_row_has_the_same_bits_alone_and_among_strangers(void **)
 void a_stack_of_another_size_is_refused(void **)
 {
     const Case c(64, 64, 4);
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_routing routing = {};
     hrk_down_args a = {};
 

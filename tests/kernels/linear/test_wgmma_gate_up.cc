@@ -22,7 +22,7 @@ struct Case {
     std::vector<hrk_bf16> run(const std::vector<uint32_t> &ids, const ExpertLists *lists, int variant) const
     {
         const uint32_t n = (uint32_t)ids.size();
-        const hrk_launch on = {nullptr, n_sms, false};
+        const hrk_launch on = {nullptr, n_sms, false, false};
         DeviceArray<unsigned char> step(step_block(n, 0));
         DeviceArray<hrk_bf16> in(rows_of(ids, matrix.cols, 7)),
             h((size_t)(n * (lists ? lists->K : 1) + 3) * hrk_ld(matrix.rows));
@@ -162,7 +162,7 @@ void a_step_without_rows_writes_nothing(void **)
     const ExpertLists lists(4, 2, {});
 
     for (int v = hrk::PICK_VARIANT; v < hrk::GATE_UP_VARIANTS; v++) {
-        const hrk_launch on = {nullptr, 4, true};
+        const hrk_launch on = {nullptr, 4, true, false};
         DeviceArray<unsigned char> step(step_block(0, 0));
         DeviceArray<hrk_bf16> in(128), h(8 * 64);
         DeviceArray<uint32_t> first(lists.first), sorted(64);

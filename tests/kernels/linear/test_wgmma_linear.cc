@@ -39,7 +39,7 @@ struct Case {
                               const std::vector<hrk_bf16> &before = {}) const
     {
         const uint32_t n = (uint32_t)ids.size();
-        const hrk_launch on = {nullptr, n_sms, false};
+        const hrk_launch on = {nullptr, n_sms, false, false};
         DeviceArray<unsigned char> step(step_block(n, 0));
         DeviceArray<hrk_bf16> in(rows_of(ids, matrix.cols, 7)), out((size_t)(n + 3) * hrk_ld(matrix.rows));
         const hrk_linear_args a = args(step, in, n, epilogue, out.data());
@@ -121,7 +121,7 @@ void logits_are_the_unrounded_sums_of_the_output_rows(void **)
         const std::vector<hrk_bf16> rounded = c.run(ids, 0);
 
         for (int v = 0; v < hrk::LINEAR_VARIANTS; v++) {
-            const hrk_launch on = {nullptr, 4, true};
+            const hrk_launch on = {nullptr, 4, true, false};
             DeviceArray<unsigned char> step(step_block(500, n));
             DeviceArray<hrk_bf16> in(rows_of(ids, 256, 7));
             DeviceArray<float> out((size_t)(n + 1) * 256);
@@ -190,7 +190,7 @@ void long_prompts_are_swept_in_bands(void **)
 void a_step_without_rows_writes_nothing(void **)
 {
     const Case c(200, 256, 23);
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     DeviceArray<unsigned char> step(step_block(0, 0));
     DeviceArray<hrk_bf16> in(16 * 256), out(16 * 256);
 
@@ -207,7 +207,7 @@ void a_step_without_rows_writes_nothing(void **)
 void what_it_cannot_do_is_refused(void **)
 {
     const Case c(64, 64, 1);
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     DeviceArray<unsigned char> step(step_block(1, 0));
     DeviceArray<hrk_bf16> in(64), out(64);
     DeviceArray<float> bias(64);

@@ -61,7 +61,7 @@ Result run(const Input &in, bool has_norm, bool has_sum)
     DeviceArray<uint32_t> place(in.place);
     DeviceArray<float> weights(in.weights), norm(in.norm);
     hrk_combine_args args = {};
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
 
     x.put(in.x);
     args.tables.step = d_step.data();
@@ -163,7 +163,7 @@ void the_bits_of_a_row_do_not_depend_on_its_batch(void **)
 void what_does_not_fit_is_refused(void **)
 {
     hrk_combine_args args = {};
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
 
     args.max_rows = 4;
     args.H = 64;

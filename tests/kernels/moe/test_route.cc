@@ -79,7 +79,7 @@ Result run(const Model &m, const std::vector<hrk_bf16> &x, uint32_t n_rows, uint
     DeviceArray<uint32_t> ids(pairs), first(c.E + 1), sorted(pairs), place(pairs),
         scratch(hrk_route_scratch(max_rows, c.E, c.K) / 4 + 1);
     hrk_route_args args = {};
-    const hrk_launch on = {nullptr, n_sms, false};
+    const hrk_launch on = {nullptr, n_sms, false, false};
 
     rows.put(std::vector<hrk_bf16>(x.begin(), x.begin() + (ptrdiff_t)((size_t)n_rows * ld)));
     scratch.fill(0);
@@ -340,7 +340,7 @@ void many_tiles_are_counted_in_several_goes(void **)
 void what_does_not_fit_is_refused(void **)
 {
     hrk_route_args args = {};
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
 
     args.max_rows = 4;
     args.H = 64;

@@ -40,7 +40,7 @@ std::vector<hrk_bf16> run(const Rows &r, const std::vector<hrk_bf16> &x, const s
     DeviceArray<hrk_bf16> in(x), out((size_t)max_rows * ld);
     DeviceArray<float> weight(r.weight);
     hrk_norm_args args = {};
-    const hrk_launch on = {nullptr, 4, true};
+    const hrk_launch on = {nullptr, 4, true, false};
     args.tables.step = reinterpret_cast<const hrk_step *>(upload.data());
     args.max_rows = max_rows;
     args.of_outputs = !outputs.empty();
@@ -161,7 +161,7 @@ void a_row_of_zeros_stays_zero(void **)
 
 void no_rows_and_no_columns_are_refused(void **)
 {
-    const hrk_launch on = {nullptr, 4, false};
+    const hrk_launch on = {nullptr, 4, false, false};
     hrk_norm_args args = {};
 
     args.H = 64;

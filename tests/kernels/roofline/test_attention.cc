@@ -51,7 +51,7 @@ simt::LaunchRecord run(const Case &c, int (*kernel)(const hrk_attention_args *, 
     DeviceArray<unsigned char> scratch(hrk_attention_scratch(n_rows, n_chunks, c.Nq, D));
     DeviceArray<hrk_bf16> pool(pages.values()), q((size_t)n_rows * c.Nq * D), out((size_t)n_rows * c.Nq * D);
     hrk_attention_args a = {};
-    const hrk_launch on = {nullptr, c.n_sms, false};
+    const hrk_launch on = {nullptr, c.n_sms, false, false};
 
     scratch.fill(0);
     pool.fill(0);
@@ -184,7 +184,7 @@ simt::LaunchRecord run_qk_rope(const RopeCase &c)
     DeviceArray<hrk_bf16> qkv((size_t)c.n * (c.Nq + 2 * NKV) * D), q((size_t)c.n * c.Nq * D), pool(pages.values()),
         k((size_t)c.n * NKV * D), v((size_t)c.n * NKV * D);
     hrk_qk_rope_args a = {};
-    const hrk_launch on = {nullptr, N_SMS, false};
+    const hrk_launch on = {nullptr, N_SMS, false, false};
 
     norm.fill(0);
     rope.fill(0);

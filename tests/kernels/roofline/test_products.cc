@@ -137,7 +137,7 @@ struct Rows {
     }
 };
 
-const hrk_launch ON = {nullptr, N_SMS, false};
+const hrk_launch ON = {nullptr, N_SMS, false, false};
 
 // ---------------------------------------------------------------- linear
 
@@ -361,7 +361,7 @@ struct Shape {
 };
 uint64_t readings_picked(const Shape &s, uint32_t n)
 {
-    const hrk_launch on = {nullptr, 132, false};
+    const hrk_launch on = {nullptr, 132, false, false};
     const Zeros<hrk_bf16> some(64);
     hrk_matrix w = {some.data(), s.rows, s.cols, s.n_groups, s.E > 0 ? s.E : 1, HRK_TILED};
     hrk_routing routing = {};
@@ -440,7 +440,7 @@ void portable_products_read_their_weights_once_a_token_tile(void **)
     const Zeros<hrk_bf16> weights((size_t)E * 2 * F * H);
 
     for (uint32_t n_sms : {1u, 16u, 1000u}) {
-        const hrk_launch on = {nullptr, n_sms, false};
+        const hrk_launch on = {nullptr, n_sms, false, false};
 
         for (uint32_t n : STEPS) {
             const Experts experts(n, E, K);

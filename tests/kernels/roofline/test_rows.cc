@@ -16,7 +16,7 @@ namespace
 
 enum { NARROW = 1024, WIDE = 2048, N_SMS = 16 };
 const std::vector<uint32_t> STEPS = {1, 8, 40};
-const hrk_launch ON = {nullptr, N_SMS, false};
+const hrk_launch ON = {nullptr, N_SMS, false, false};
 
 // n rows of width H of everything that a row can have; zeros.
 struct Rows {
@@ -155,7 +155,7 @@ Routed run_route(uint32_t n, uint32_t H, uint32_t E, uint32_t K, uint32_t n_sms)
     DeviceArray<uint32_t> ids(n * K), first(E + 1), sorted(n * K), place(n * K),
         scratch(hrk_route_scratch(n, E, K) / 4 + 1);
     DeviceArray<float> weights(n * K), bias(E);
-    const hrk_launch on = {nullptr, n_sms, false};
+    const hrk_launch on = {nullptr, n_sms, false, false};
     hrk_route_args a = {};
 
     router.fill(0);
