@@ -287,7 +287,9 @@ typedef struct hrk_gate_up_args {
 } hrk_gate_up_args;
 int hrk_gate_up(const hrk_gate_up_args *args, const hrk_launch *on);
 
-/* y row p = bf16(W_e h_p), in expert order (dense layers use hrk_linear with HRK_RESIDUAL). */
+/* y row p = bf16(W_e h_p), in expert order (dense layers use hrk_linear with HRK_RESIDUAL). A programmatic launch must
+ * follow hrk_gate_up with the same routing (or any kernel that waited for hrk_route's end before it let others start):
+ * the lists are read before that kernel has ended. */
 typedef struct hrk_down_args {
     hrk_tables tables;
     uint32_t max_rows;

@@ -1,6 +1,11 @@
 // y = W_e h over every expert's rows, W tiled, on Hopper. Equation: row p of y is bf16(W_e h_p), e the expert whose
 // list holds p. The rows of an expert lie together in h, so this is the product of wgmma_linear.cu with one matrix an
 // expert: same tiles, same kernel. Bound: the weights of all experts that were chosen, once.
+//
+// The lists are read, and the first weights asked for, before griddep_wait, while gate_up still runs. That is sound
+// because hrk_down follows hrk_gate_up directly (hrk.h): the lists were written by hrk_route, for whose end all blocks
+// of gate_up have waited before any lets this kernel start; gate_up does not write them; and the next route waits for
+// what follows this kernel. Only h, which gate_up writes, is read after the wait.
 #include "linear/linear.h"
 #include "linear/wgmma.h"
 #include "linear/wgmma_choice.h"

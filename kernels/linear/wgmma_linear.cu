@@ -159,6 +159,7 @@ int launch_product(const Product *product, const hrk_launch *on, int variant)
     p.problem.choices = 1;
     if (routing) {
         p.problem.first = routing->first;
+        p.problem.is_routed = true; // see wgmma_down.cu
         p.problem.n_experts = routing->E;
         p.problem.choices = routing->K;
     }

@@ -19,8 +19,9 @@
 // whatever follows in the stage (rows of other K blocks, tokens: written, and guarded by the same barrier), and those
 // results are never stored.
 //
-// The grid is persistent. With one tile of tokens the first weights are asked for before griddep_wait: weights never
-// change, so they may be read while the kernel before still runs.
+// The grid is persistent. With one tile of tokens, or where the experts' lists are known so early (is_routed), the
+// first weights are asked for before griddep_wait: weights never change, so they may be read while the kernel before
+// still runs.
 #pragma once
 
 #include "common/cuda_compat.h"
@@ -98,8 +99,9 @@ struct Problem {
     uint32_t m_tiles;     // tiles along the strips
     size_t expert_values; // from one expert's weights to the next
     const hrk_bf16 *in;
-    uint32_t ld;            // of in
-    const uint32_t *first;  // of hrk_routing; NULL: one dense matrix over the step's rows
+    uint32_t ld;           // of in
+    const uint32_t *first; // of hrk_routing; NULL: one dense matrix over the step's rows
+    bool is_routed; // first was written by a kernel that has ended when this one may start: read before griddep_wait
     const uint32_t *sorted; // of hrk_routing: row r of a tile is row sorted[r] / choices of in; NULL: row r itself
     uint32_t n_experts, choices;
     uint32_t overlap; // rows that a token tile shares with the one before (conv_in)
@@ -154,9 +156,11 @@ struct Lane {
 // One warp lists the experts that have rows, with the tiles before each. Nothing later walks over empty experts.
 template <class S> __device__ __forceinline__ void write_schedule(const Block<S> &b, const Problem &p, uint32_t lane)
 {
+    // Volatile: read from the L2 cache, since is_routed may read before griddep_wait, which else would see to that.
+    const volatile uint32_t *first = p.first;
     uint32_t n_entries = 0, n_tiles = 0;
 
-    if (p.first == nullptr) {
+    if (first == nullptr) {
         uint32_t n = n_rows(p.step, p.over);
 
         if (lane == 0)
@@ -164,14 +168,14 @@ template <class S> __device__ __forceinline__ void write_schedule(const Block<S>
         n_entries = n > 0;
         n_tiles = token_tiles(n, S::N, p.overlap) * p.m_tiles;
     } else {
-        uint32_t next_row = p.first[min(lane, p.n_experts)], next_end = p.first[min(lane + 1, p.n_experts)];
+        uint32_t next_row = first[min(lane, p.n_experts)], next_end = first[min(lane + 1, p.n_experts)];
 
         for (uint32_t e0 = 0; e0 < p.n_experts; e0 += 32) {
             const uint32_t e = e0 + lane, row = next_row, end = next_end;
 
             // Asked for before this round waits for its own; past the last expert both are the end of all lists.
-            next_row = p.first[min(e + 32, p.n_experts)];
-            next_end = p.first[min(e + 33, p.n_experts)];
+            next_row = first[min(e + 32, p.n_experts)];
+            next_end = first[min(e + 33, p.n_experts)];
             const uint32_t n = end - row;
             uint32_t mine = token_tiles(n, S::N, p.overlap) * p.m_tiles, before = mine;
 #pragma unroll
@@ -465,7 +469,8 @@ __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogu
         if (early > 0)
             load_early(b, p, policy);
     }
-    prim::griddep_wait();
+    if (!p.is_routed)
+        prim::griddep_wait();
     if (t < 32)
         write_schedule(b, p, t);
     __syncthreads();
@@ -474,6 +479,8 @@ __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogu
         if (is_lead)
             load_first(b, p, policy);
     }
+    if (p.is_routed)
+        prim::griddep_wait();
     if (is_producer) {
         if constexpr (S::CONSUMERS > 1)
             prim::reg_dec<40>();
