@@ -32,6 +32,7 @@ typedef struct hr_matrix {
     hr_dtype dtype;
     uint32_t rows, cols;
     size_t row_bytes;
+    bool is_packed; /* set by a backend on matrices of its own, in its own order of bytes; never in a model */
 } hr_matrix;
 
 typedef enum hr_operator { HR_OPERATOR_CONV, HR_OPERATOR_ATTENTION } hr_operator;

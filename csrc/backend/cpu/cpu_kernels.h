@@ -14,6 +14,18 @@
 #define HR_BACKEND_CPU_CPU_KERNELS_H
 
 #include "backend/backend.h"
+#include "backend/cpu/cpu_pack.h"
+
+/* What a matrix wants the rows as that it is multiplied with: WIDE, in the table's own form (fp32, bf16 pairs...), for
+ * matrices in the file's layout; INT8, an hr_int8_row (cpu_pack.h), for packed ones. */
+typedef enum hr_cpu_rows { HR_CPU_ROWS_WIDE, HR_CPU_ROWS_INT8, HR_CPU_ROWS_KINDS } hr_cpu_rows;
+
+static inline hr_cpu_rows hr_cpu_rows_of(const hr_matrix *w)
+{
+    return w->is_packed ? HR_CPU_ROWS_INT8 : HR_CPU_ROWS_WIDE;
+}
+
+enum { HR_CPU_PACKED_SCRATCH = 256 * 1024 /* bytes of scratch that linear_packed may use */ };
 
 /* Where one sequence's keys and values of one attention layer and one key-value head lie: page i holds positions
  * [i P, (i+1) P); keys at page_base[i] + k_offset as [P, D] in kv_dtype, values at + v_offset likewise. */
@@ -28,7 +40,7 @@ typedef struct hr_kv_view {
 typedef struct hr_cpu_kernels {
     const char *name;
 
-    /* Activations as the matrix product wants them (bf16 pairs, fp32...). prepared rows are 64-byte aligned and
+    /* Activations as the product wants them (bf16 pairs, fp32...). Prepared rows are 64-byte aligned and
      * prepared_bytes(cols) apart (a multiple of 64). */
     size_t (*prepared_bytes)(uint32_t cols);
     void (*prepare)(const float *x, uint32_t cols, void *prepared);
@@ -38,6 +50,16 @@ typedef struct hr_cpu_kernels {
     size_t (*linear_scratch_bytes)(uint32_t cols);
     void (*linear)(const hr_matrix *w, uint32_t begin, uint32_t end, const void *prepared, uint32_t n_rows, float *y,
                    size_t y_stride, void *scratch);
+
+    /* The same two for packed matrices (cpu_pack.h has the arithmetic, which is one to the bit for all tables). cols is
+     * a multiple of 32; row: hr_int8_row_bytes(cols), 64-byte aligned. Every array of the row is written up to its n
+     * blocks. */
+    void (*prepare_int8)(const float *x, uint32_t cols, void *row);
+    /* begin is a multiple of HR_PACK_ROWS; end also, or w->rows. rows: [n_rows] rows, hr_int8_row_bytes(w->cols) apart.
+     * Exactly end - begin values of each row of y are written. scratch: HR_CPU_PACKED_SCRATCH bytes, 64-byte aligned,
+     * of the calling thread. */
+    void (*linear_packed)(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows, float *y,
+                          size_t y_stride, void *scratch);
 
     /* y = w * x / sqrt(mean(x^2) + eps) over n values. */
     void (*rmsnorm)(const float *x, const float *w, uint32_t n, float eps, float *y);

@@ -1,4 +1,5 @@
 /* Kernels for AVX2, FMA and F16C: vectors of eight fp32, products in fp32. */
+#include "backend/cpu/cpu_packed.h"
 #include "backend/cpu/cpu_vector_avx2.h"
 
 #include "backend/cpu/cpu_vector_prepare.inc"
@@ -9,4 +10,4 @@
 
 #include "backend/cpu/cpu_vector_attention.inc"
 
-const hr_cpu_kernels hr_cpu_kernels_avx2 = VECTOR_TABLE("avx2");
+const hr_cpu_kernels hr_cpu_kernels_avx2 = VECTOR_TABLE("avx2", hr_cpu_plain_prepare_int8, hr_cpu_plain_linear_packed);

@@ -1,4 +1,5 @@
 /* Kernels for AVX-512 (F, BW, VL, DQ): vectors of sixteen fp32, products in fp32. */
+#include "backend/cpu/cpu_packed.h"
 #include "backend/cpu/cpu_vector_avx512.h"
 
 #include "backend/cpu/cpu_vector_prepare.inc"
@@ -9,4 +10,5 @@
 
 #include "backend/cpu/cpu_vector_attention.inc"
 
-const hr_cpu_kernels hr_cpu_kernels_avx512 = VECTOR_TABLE("avx512");
+const hr_cpu_kernels hr_cpu_kernels_avx512 =
+    VECTOR_TABLE("avx512", hr_cpu_plain_prepare_int8, hr_cpu_plain_linear_packed);

@@ -8,6 +8,7 @@
  * vdpbf16ps adds the two products of a lane as sum + (odd pair, then even pair), each step rounded to nearest even,
  * subnormals flushed to zero whatever MXCSR says. It is the same in every tile shape, so the order stays fixed.
  */
+#include "backend/cpu/cpu_packed.h"
 #include "backend/cpu/cpu_vector_avx512.h"
 
 #define HAS_DOT_BF16
@@ -60,4 +61,5 @@ static void prepare(const float *x, uint32_t cols, void *prepared)
 
 #include "backend/cpu/cpu_vector_attention.inc"
 
-const hr_cpu_kernels hr_cpu_kernels_avx512_bf16 = VECTOR_TABLE("avx512-bf16");
+const hr_cpu_kernels hr_cpu_kernels_avx512_bf16 =
+    VECTOR_TABLE("avx512-bf16", hr_cpu_plain_prepare_int8, hr_cpu_plain_linear_packed);

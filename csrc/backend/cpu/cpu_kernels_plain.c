@@ -5,7 +5,7 @@
  * its products one by one from column 0 upwards, so the numbers are those of the plain double loop; the sixteen sums
  * only keep the adder busy while each waits for its own last addition.
  */
-#include "backend/cpu/cpu_kernels.h"
+#include "backend/cpu/cpu_packed.h"
 #include "base/numeric.h"
 
 #include <math.h>
@@ -218,6 +218,8 @@ const hr_cpu_kernels hr_cpu_kernels_plain = {
     .prepare = prepare,
     .linear_scratch_bytes = linear_scratch_bytes,
     .linear = linear,
+    .prepare_int8 = hr_cpu_plain_prepare_int8,
+    .linear_packed = hr_cpu_plain_linear_packed,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .add_scaled = add_scaled,

@@ -13,34 +13,34 @@
  *   Q4_0   chunk = 64 columns (two blocks; a missing second block is zero), 576 bytes:
  *          half d[2][16]; then per block 4 x 64 bytes: vector i, lane (o, t): low nibble column 4 i + t, high nibble
  *          column 16 + 4 i + t of the block. value = d (q - 8)
- *   Q8_0   chunk = 64 columns, 1088 bytes: half d[2][16]; per block 8 x 64 bytes: vector i, lane (o, t): column 4 i + t,
- *          the file's signed byte with its top bit turned over (q + 128, unsigned). value = d (q - 128)
- *   Q4_K   chunk = 256 columns (one block), 2304 bytes: half d[16], half dmin[16]; 192 bytes of 6-bit scales and minima
- *          (below); per sub-block s of 32 columns 4 x 64 bytes of nibbles as Q4_0. value = d scale_s q - dmin minimum_s
- *   Q5_K   as Q4_K, and after each sub-block's nibbles 64 bytes of fifth bits: lane (o, t), bit i: column 4 i + t
- *          (i = 0 .. 7) of the sub-block. 2816 bytes
- *   Q6_K   chunk = 256 columns, 3392 bytes: half d[16], 32 zero bytes; int8 scale[16][16] (sub-block of 16 columns,
- *          output); per pair of sub-blocks (32 columns) 4 x 64 bytes of low nibbles as Q4_0, then 2 x 64 bytes of high
- *          bit pairs: vector v, lane (o, t), bits 2 j .. 2 j + 1: column 16 v + 4 j + t (j = 0 .. 3).
- *          value = d scale (q - 32)
+ *   Q8_0   chunk = 64 columns, 1088 bytes: half d[2][16]; per block 8 x 64 bytes: vector i, lane (o, t): column 4 i +
+ * t, the file's signed byte with its top bit turned over (q + 128, unsigned). value = d (q - 128) Q4_K   chunk = 256
+ * columns (one block), 2304 bytes: half d[16], half dmin[16]; 192 bytes of 6-bit scales and minima (below); per
+ * sub-block s of 32 columns 4 x 64 bytes of nibbles as Q4_0. value = d scale_s q - dmin minimum_s Q5_K   as Q4_K, and
+ * after each sub-block's nibbles 64 bytes of fifth bits: lane (o, t), bit i: column 4 i + t (i = 0 .. 7) of the
+ * sub-block. 2816 bytes Q6_K   chunk = 256 columns, 3392 bytes: half d[16], 32 zero bytes; int8 scale[16][16]
+ * (sub-block of 16 columns, output); per pair of sub-blocks (32 columns) 4 x 64 bytes of low nibbles as Q4_0, then 2 x
+ * 64 bytes of high bit pairs: vector v, lane (o, t), bits 2 j .. 2 j + 1: column 16 v + 4 j + t (j = 0 .. 3). value = d
+ * scale (q - 32)
  *
  *   6-bit scales: 16 rows of 16 values (scale of sub-blocks 0 .. 7, then minimum of sub-blocks 0 .. 7; one value an
  *   output): 128 bytes of low nibbles: byte 16 r + o: low nibble row r, high nibble row r + 8; then 64 bytes of high
  *   pairs: byte 16 j + o, bits 2 p .. 2 p + 1: row 4 p + j (p = 0 .. 3, j = 0 .. 3).
  *
  * The product. Activations are quantised in blocks of 32 columns: scale = max |x| / 127, q = x / scale rounded to the
- * nearest (even) integer. Inside a sub-block (32 columns; 16 for Q6_K) the sum over columns of weight and activation,
- * zero point included, is an exact int32. Sub-blocks are then added in rising order to one fp32 accumulator:
+ * nearest (even) integer; where scale would be below the normal fp32 numbers, scale and q are zero. Inside a sub-block
+ * (32 columns; 16 for Q6_K) the sum over columns of weight and activation, zero point included, is an exact int32.
+ * Sub-blocks are then added in rising order to one fp32 accumulator:
  *
  *     sum = fma((float)dot, w_scale * x_scale, sum);        w_scale = d, d scale_s (rounded once, in fp32)
  *     sum = fma(w_minimum, x_minimum, sum);                  Q4_K, Q5_K: w_minimum = dmin minimum_s,
  *                                                            x_minimum = -(x_scale * (float)sum of q)
  *
  * All of it is defined to the bit, so every instruction set, tile shape and number of rows gives the same result; the
- * plain table is the definition (cpu_kernels_plain.c) and tests compare for equality.
+ * plain table is the definition (cpu_kernels_plain_packed.c) and tests compare for equality.
  *
- * A block with a value that is not finite has scale NaN (and x_minimum NaN): a broken row gives broken logits, never
- * plausible ones.
+ * A block with a value that is not finite has scale NaN (0x7FC00000; and x_minimum NaN) and q zero: a broken row gives
+ * broken logits, never plausible ones.
  */
 #ifndef HR_BACKEND_CPU_CPU_PACK_H
 #define HR_BACKEND_CPU_CPU_PACK_H
@@ -58,7 +58,7 @@ size_t hr_pack_bytes(hr_dtype dtype, uint32_t rows, uint32_t cols);
 /* Bytes of one group of 16 rows of a packed matrix, whose dtype is the packed one (never Q5_0). */
 size_t hr_pack_group_bytes(hr_dtype dtype, uint32_t cols);
 /* Packs groups [first, last) of `from` (file layout) to `to`, the start of the packed matrix, aligned to 64 bytes. Any
- * thread; different groups at once. E_FORMAT: a block's scale is NaN or infinite; *bad_row is set and err names row and
+ * thread; different groups at once. E_MODEL: a block's scale is NaN or infinite; *bad_row is set and err names row and
  * block, the caller adds tensor and file. */
 headrace_status hr_pack_groups(const hr_matrix *from, uint32_t first, uint32_t last, void *to, uint32_t *bad_row,
                                headrace_error *err);
@@ -66,7 +66,7 @@ headrace_status hr_pack_groups(const hr_matrix *from, uint32_t first, uint32_t l
 hr_matrix hr_pack_matrix(const hr_matrix *from, const void *packed);
 
 /* A quantised row of activations: arrays one after the other, each rounded up to 64 bytes; n = ceil(cols / 64) * 2
- * blocks of 32, the ones past the row zero. What a type does not need, its kernel does not touch. */
+ * blocks of 32, the ones past the row all zero bits. What a type does not need, its kernel does not touch. */
 typedef struct hr_int8_row {
     const int8_t *q;        /* [32 n] */
     const float *scale;     /* [n] */

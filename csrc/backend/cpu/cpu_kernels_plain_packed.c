@@ -1,0 +1,230 @@
+/* The product of a packed matrix and int8 rows in plain C: the definition to the bit that every vector kernel equals
+ * (cpu_pack.h). It reads single values out of the packed order and adds in the order that the header gives.
+ *
+ * Floating point here is exactly what is written: division, product and sum each rounded once, fmaf rounded once.
+ */
+#include "backend/cpu/cpu_packed.h"
+#include "base/numeric.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+enum { BLOCK = 32, HALF_BLOCK = 16, LANE = 4, VECTOR = 64, SCALE_BYTES = 192 };
+
+typedef unsigned char byte;
+
+/* What the arrays of a row point to, to be written. */
+static void *writable(void *row, const void *array)
+{
+    return (byte *)row + ((const byte *)array - (const byte *)row);
+}
+
+/* One block of 32: returns the scale, NaN if a value is not finite. A scale below the normal numbers (largest value
+ * under about 1.5e-36) counts as zero: its reciprocal and quotients would have few bits or none. */
+static float quantise_block(const float *x, int8_t *q)
+{
+    float largest = 0, scale;
+
+    memset(q, 0, BLOCK);
+    for (int i = 0; i < BLOCK; i++) {
+        if (!isfinite(x[i]))
+            return hr_bits_to_f32(0x7FC00000u);
+        largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    }
+    scale = largest / 127.0f;
+    if (scale < FLT_MIN)
+        return 0;
+    for (int i = 0; i < BLOCK; i++)
+        q[i] = (int8_t)rintf(x[i] / scale);
+    return scale;
+}
+
+void hr_cpu_plain_prepare_int8(const float *x, uint32_t cols, void *row)
+{
+    hr_int8_row at = hr_int8_row_at(row, cols);
+    int8_t *q = writable(row, at.q);
+    float *scale = writable(row, at.scale), *minimum = writable(row, at.minimum);
+    int32_t *zero8 = writable(row, at.zero8), *zero128 = writable(row, at.zero128), *zero32 = writable(row, at.zero32);
+
+    memset(row, 0, hr_int8_row_bytes(cols));
+    for (size_t b = 0; b < cols / BLOCK; b++) {
+        int32_t half[2] = {0, 0}, sum;
+
+        scale[b] = quantise_block(x + b * BLOCK, q + b * BLOCK);
+        for (size_t i = 0; i < BLOCK; i++)
+            half[i / HALF_BLOCK] += q[b * BLOCK + i];
+        sum = half[0] + half[1];
+        minimum[b] = -(scale[b] * (float)sum);
+        zero8[b] = -8 * sum;
+        zero128[b] = -128 * sum;
+        zero32[2 * b] = -32 * half[0];
+        zero32[2 * b + 1] = -32 * half[1];
+    }
+}
+
+/* Weights of 32 columns of output o, as the integers that stand in the packed matrix. */
+static void read_nibbles(const byte *vectors, uint32_t o, int q[BLOCK])
+{
+    for (uint32_t c = 0; c < HALF_BLOCK; c++) {
+        byte pair = vectors[c / LANE * VECTOR + LANE * o + c % LANE];
+
+        q[c] = pair & 15;
+        q[c + HALF_BLOCK] = pair >> 4;
+    }
+}
+
+static void read_bytes(const byte *vectors, uint32_t o, int q[BLOCK])
+{
+    for (uint32_t c = 0; c < BLOCK; c++)
+        q[c] = vectors[c / LANE * VECTOR + LANE * o + c % LANE];
+}
+
+static void add_fifth_bits(const byte *vector, uint32_t o, int q[BLOCK])
+{
+    for (uint32_t c = 0; c < BLOCK; c++)
+        q[c] |= (vector[LANE * o + c % LANE] >> c / LANE & 1) << 4;
+}
+
+static void add_high_pairs(const byte *vectors, uint32_t o, int q[BLOCK])
+{
+    for (uint32_t c = 0; c < BLOCK; c++)
+        q[c] |= (vectors[c / HALF_BLOCK * VECTOR + LANE * o + c % LANE] >> 2 * (c % HALF_BLOCK / LANE) & 3) << 4;
+}
+
+static int32_t dot(const int *w, const int8_t *x, uint32_t n)
+{
+    int32_t sum = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += w[i] * x[i];
+    return sum;
+}
+
+static float half_at(const byte *at)
+{
+    uint16_t half;
+
+    memcpy(&half, at, sizeof half);
+    return hr_f16_to_f32(half);
+}
+
+/* Value r (0 .. 15: scales, then minima) of the packed 6-bit scales of output o. */
+static int six_bits(const byte *scales, uint32_t r, uint32_t o)
+{
+    int low = scales[16 * (r % 8) + o] >> 4 * (r / 8) & 15, high = scales[128 + 16 * (r % 4) + o] >> 2 * (r / 4) & 3;
+
+    return low | high << 4;
+}
+
+/* Output o of a group, its chunk of two blocks of 32; block is the first of them in the row. */
+static float add_chunk_q4_0(const byte *chunk, uint32_t o, const hr_int8_row *x, size_t block, float sum)
+{
+    int q[BLOCK];
+
+    for (size_t b = 0; b < 2; b++) {
+        float scale = half_at(chunk + 32 * b + 2 * o) * x->scale[block + b];
+
+        read_nibbles(chunk + VECTOR + b * 4 * VECTOR, o, q);
+        sum = fmaf((float)(dot(q, x->q + (block + b) * BLOCK, BLOCK) + x->zero8[block + b]), scale, sum);
+    }
+    return sum;
+}
+
+static float add_chunk_q8_0(const byte *chunk, uint32_t o, const hr_int8_row *x, size_t block, float sum)
+{
+    int q[BLOCK];
+
+    for (size_t b = 0; b < 2; b++) {
+        float scale = half_at(chunk + 32 * b + 2 * o) * x->scale[block + b];
+
+        read_bytes(chunk + VECTOR + b * 8 * VECTOR, o, q);
+        sum = fmaf((float)(dot(q, x->q + (block + b) * BLOCK, BLOCK) + x->zero128[block + b]), scale, sum);
+    }
+    return sum;
+}
+
+/* Q4_K and Q5_K. */
+static float add_chunk_k(const byte *chunk, uint32_t o, bool has_fifth, const hr_int8_row *x, size_t block, float sum)
+{
+    float d = half_at(chunk + 2 * o), dmin = half_at(chunk + 32 + 2 * o);
+    const byte *scales = chunk + VECTOR, *vectors = scales + SCALE_BYTES;
+    int q[BLOCK];
+
+    for (uint32_t s = 0; s < 8; s++, vectors += (has_fifth ? 5 : 4) * VECTOR) {
+        float scale = d * (float)six_bits(scales, s, o), minimum = dmin * (float)six_bits(scales, s + 8, o);
+
+        read_nibbles(vectors, o, q);
+        if (has_fifth)
+            add_fifth_bits(vectors + 4 * VECTOR, o, q);
+        sum = fmaf((float)dot(q, x->q + (block + s) * BLOCK, BLOCK), scale * x->scale[block + s], sum);
+        sum = fmaf(minimum, x->minimum[block + s], sum);
+    }
+    return sum;
+}
+
+static float add_chunk_q6_k(const byte *chunk, uint32_t o, const hr_int8_row *x, size_t block, float sum)
+{
+    float d = half_at(chunk + 2 * o);
+    const byte *vectors = chunk + VECTOR + 256;
+    int q[BLOCK];
+
+    for (uint32_t s = 0; s < 16; s++) {
+        float scale = d * (float)(int8_t)chunk[VECTOR + 16 * s + o];
+        size_t b = block + s / 2;
+
+        if (s % 2 == 0) {
+            read_nibbles(vectors, o, q);
+            add_high_pairs(vectors + 4 * VECTOR, o, q);
+            vectors += 6 * VECTOR;
+        }
+        sum = fmaf((float)(dot(q + s % 2 * HALF_BLOCK, x->q + b * BLOCK + s % 2 * HALF_BLOCK, HALF_BLOCK) +
+                           x->zero32[2 * b + s % 2]),
+                   scale * x->scale[b], sum);
+    }
+    return sum;
+}
+
+/* Output o of a group of 16 with one row. */
+static float output(const hr_matrix *w, const byte *group, uint32_t o, const hr_int8_row *x)
+{
+    const bool is_k = w->dtype == HR_Q4_K || w->dtype == HR_Q5_K || w->dtype == HR_Q6_K;
+    const size_t chunk_blocks = is_k ? 8 : 2, n_chunks = ((size_t)w->cols / BLOCK + chunk_blocks - 1) / chunk_blocks;
+    const size_t chunk_bytes = hr_pack_group_bytes(w->dtype, w->cols) / n_chunks;
+    float sum = 0;
+
+    for (size_t i = 0; i < n_chunks; i++) {
+        const byte *chunk = group + i * chunk_bytes;
+
+        switch (w->dtype) {
+        case HR_Q4_0:
+            sum = add_chunk_q4_0(chunk, o, x, i * chunk_blocks, sum);
+            break;
+        case HR_Q8_0:
+            sum = add_chunk_q8_0(chunk, o, x, i * chunk_blocks, sum);
+            break;
+        case HR_Q6_K:
+            sum = add_chunk_q6_k(chunk, o, x, i * chunk_blocks, sum);
+            break;
+        default:
+            sum = add_chunk_k(chunk, o, w->dtype == HR_Q5_K, x, i * chunk_blocks, sum);
+            break;
+        }
+    }
+    return sum;
+}
+
+void hr_cpu_plain_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
+                                float *y, size_t y_stride, void *scratch)
+{
+    const size_t row_bytes = hr_int8_row_bytes(w->cols), group_bytes = hr_pack_group_bytes(w->dtype, w->cols);
+
+    (void)scratch;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        hr_int8_row x = hr_int8_row_at((const byte *)rows + r * row_bytes, w->cols);
+
+        for (uint32_t o = begin; o < end; o++)
+            y[r * y_stride + (o - begin)] =
+                output(w, (const byte *)w->data + o / HR_PACK_ROWS * group_bytes, o % HR_PACK_ROWS, &x);
+    }
+}
