@@ -13,15 +13,16 @@
  *   Q4_0   chunk = 64 columns (two blocks; a missing second block is zero), 576 bytes:
  *          half d[2][16]; then per block 4 x 64 bytes: vector i, lane (o, t): low nibble column 4 i + t, high nibble
  *          column 16 + 4 i + t of the block. value = d (q - 8)
- *   Q8_0   chunk = 64 columns, 1088 bytes: half d[2][16]; per block 8 x 64 bytes: vector i, lane (o, t): column 4 i +
- * t, the file's signed byte with its top bit turned over (q + 128, unsigned). value = d (q - 128) Q4_K   chunk = 256
- * columns (one block), 2304 bytes: half d[16], half dmin[16]; 192 bytes of 6-bit scales and minima (below); per
- * sub-block s of 32 columns 4 x 64 bytes of nibbles as Q4_0. value = d scale_s q - dmin minimum_s Q5_K   as Q4_K, and
- * after each sub-block's nibbles 64 bytes of fifth bits: lane (o, t), bit i: column 4 i + t (i = 0 .. 7) of the
- * sub-block. 2816 bytes Q6_K   chunk = 256 columns, 3392 bytes: half d[16], 32 zero bytes; int8 scale[16][16]
- * (sub-block of 16 columns, output); per pair of sub-blocks (32 columns) 4 x 64 bytes of low nibbles as Q4_0, then 2 x
- * 64 bytes of high bit pairs: vector v, lane (o, t), bits 2 j .. 2 j + 1: column 16 v + 4 j + t (j = 0 .. 3). value = d
- * scale (q - 32)
+ *   Q8_0   chunk = 64 columns, 1088 bytes: half d[2][16]; per block 8 x 64 bytes: vector i, lane (o, t):
+ *          column 4 i + t, the file's signed byte with its top bit turned over (q + 128, unsigned). value = d (q - 128)
+ *   Q4_K   chunk = 256 columns (one block), 2304 bytes: half d[16], half dmin[16]; 192 bytes of 6-bit scales and minima
+ *          (below); per sub-block s of 32 columns 4 x 64 bytes of nibbles as Q4_0. value = d scale_s q - dmin minimum_s
+ *   Q5_K   as Q4_K, and after each sub-block's nibbles 64 bytes of fifth bits: lane (o, t), bit i: column 4 i + t
+ *          (i = 0 .. 7) of the sub-block. 2816 bytes
+ *   Q6_K   chunk = 256 columns, 3392 bytes: half d[16], 32 zero bytes; int8 scale[16][16] (sub-block of 16 columns,
+ *          output); per pair of sub-blocks (32 columns) 4 x 64 bytes of low nibbles as Q4_0, then 2 x 64 bytes of high
+ *          bit pairs: vector v, lane (o, t), bits 2 j .. 2 j + 1: column 16 v + 4 j + t (j = 0 .. 3).
+ *          value = d scale (q - 32)
  *
  *   6-bit scales: 16 rows of 16 values (scale of sub-blocks 0 .. 7, then minimum of sub-blocks 0 .. 7; one value an
  *   output): 128 bytes of low nibbles: byte 16 r + o: low nibble row r, high nibble row r + 8; then 64 bytes of high
