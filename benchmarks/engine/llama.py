@@ -1,14 +1,18 @@
 """headrace beside llama.cpp: same shapes, same threads, in turn in one run.
 
-    llama.py [--shapes 350m,1.2b] [--rounds 5] [--threads 2] [--formats bf16,gguf-f16] [--save]
+    llama.py [--models 350m:bf16,350m:f16,1.2b:q4_0,...] [--figures prefill,decode,...] [--rounds 5] [--threads 2] [--save [NAME]]
 
 llama.cpp is built from the source package of llama-cpp-python in a cache outside the checkout, optimised for this machine. Each
-round runs llama.cpp and then headrace, for every figure, so that drift of a shared machine meets both; the ratio is
-of the medians. llama.cpp always runs its F16 file; headrace runs the same file and, beside it, the BF16 safetensors of the same
-shape (what the published checkpoints are).
+round runs llama.cpp and then headrace, for every figure, so that drift of a shared machine meets both; the ratio is of the
+medians. Both run the same GGUF file; "bf16" are safetensors (what the published checkpoints are), which llama.cpp cannot read: beside
+them it runs its F16 file of the same shape.
 
-Figures: prefill of 512 tokens, decode of one stream (128 tokens), decode of 8 streams at once (16 + 64 tokens), and the memory
-that headrace holds beyond the mapped weights.
+Figures (tokens/s):
+  prefill, prefill2048   a prompt of 512, of 2048 tokens
+  decode                 one stream, 128 tokens after the prompt of 512
+  streams8, streams32    all streams' tokens together: 16 prompt and 64 generated tokens each
+  depth                  decode of one stream after 8192 tokens beside decode after 1: the first over the second, of each engine
+and the largest resident set of both (memory of a prompt of 512 and 128 tokens more), which counts mapped files too.
 """
 import argparse
 import json
@@ -48,76 +52,116 @@ def build_llama():
     return programs
 
 
-def llama_single(programs, model, threads):
-    out = subprocess.run([programs / "llama-bench", "-m", model, "-t", str(threads), "-p", "512", "-n", "128", "-r", "1", "-o", "json"],
-                         capture_output=True, text=True, check=True).stdout
-    rows = json.loads(out)
-    return {"prefill": next(r["avg_ts"] for r in rows if r["n_prompt"]), "decode": next(r["avg_ts"] for r in rows if r["n_gen"])}
+def llama_bench(programs, model, threads, *arguments):
+    """Rows of llama-bench, and the largest resident set in bytes."""
+    command = [programs / "llama-bench", "-m", model, "-t", threads, "-r", "1", "-o", "json", *arguments]
+    out, _, resident = run_watching(command)
+    return json.loads(out), resident
 
 
-def llama_concurrent(programs, model, threads, streams):
-    out = subprocess.run([programs / "llama-batched-bench", "-m", model, "-t", str(threads), "-tb", str(threads), "-c", "4096", "-b", "2048", "-ub", "512",
-                          "-npp", "16", "-ntg", "64", "-npl", str(streams), "--output-format", "jsonl"], capture_output=True, text=True, check=True).stdout
+def llama_streams(programs, model, threads, streams):
+    out, _, _ = run_watching([programs / "llama-batched-bench", "-m", model, "-t", threads, "-tb", threads, "-c", "4096", "-b", "2048", "-ub", "512",
+                              "-npp", "16", "-ntg", "64", "-npl", streams, "--output-format", "jsonl"])
     return next(json.loads(line)["speed_tg"] for line in out.splitlines() if line.startswith("{"))
 
 
-def headrace_single(model, threads):
-    out, anonymous, _ = run_watching([HEADRACE, "bench", "latency", "--model", model, "--threads", threads, "--input-len", 512, "--output-len", 128,
-                                      "--num-iters", 1, "--json", "--quiet"])
-    row = json.loads(out)
-    return {"prefill": row["prefill_tokens_per_s"], "decode": row["decode_tokens_per_s"]}, anonymous, row["compute"]
+class Peer:
+    """llama.cpp with one file."""
+
+    def __init__(self, programs, model, threads):
+        self.programs, self.model, self.threads, self.resident = programs, model, threads, 0
+
+    def single(self):
+        rows, resident = llama_bench(self.programs, self.model, self.threads, "-p", "512", "-n", "128")
+        self.resident = max(self.resident, resident)
+        return {"prefill": next(r["avg_ts"] for r in rows if r["n_prompt"]), "decode": next(r["avg_ts"] for r in rows if r["n_gen"])}
+
+    def prefill2048(self):
+        return {"prefill2048": llama_bench(self.programs, self.model, self.threads, "-p", "2048", "-n", "0")[0][0]["avg_ts"]}
+
+    def streams(self, n):
+        return {f"streams{n}": llama_streams(self.programs, self.model, self.threads, n)}
+
+    def depth(self):
+        rows = llama_bench(self.programs, self.model, self.threads, "-p", "0", "-n", "32", "-d", "0,8192")[0]
+        near, far = (next(r["avg_ts"] for r in rows if r["n_depth"] == d) for d in (0, 8192))
+        return {"depth": far / near}
 
 
-def headrace_concurrent(model, threads, streams):
-    out, _, _ = run_watching([HEADRACE, "bench", "throughput", "--model", model, "--threads", threads, "--input-len", 16, "--output-len", 64,
-                              "--num-prompts", streams, "--max-concurrency", streams, "--json", "--quiet"])
-    return json.loads(out)["decode_tokens_per_s"]
+class Ours(Peer):
+    """headrace with one file or folder."""
+
+    def __init__(self, model, threads):
+        super().__init__(None, model, threads)
+        self.anonymous, self.compute = 0, None
+
+    def latency(self, prompt, output, watch=False):
+        out, anonymous, resident = run_watching([HEADRACE, "bench", "latency", "--model", self.model, "--threads", self.threads, "--input-len", prompt,
+                                                 "--output-len", output, "--num-iters", 1, "--json", "--quiet"])
+        if watch:
+            self.anonymous, self.resident = max(self.anonymous, anonymous), max(self.resident, resident)
+        row = json.loads(out)
+        self.compute = row["compute"]
+        return row
+
+    def single(self):
+        row = self.latency(512, 128, watch=True)
+        return {"prefill": row["prefill_tokens_per_s"], "decode": row["decode_tokens_per_s"]}
+
+    def prefill2048(self):
+        return {"prefill2048": self.latency(2048, 2)["prefill_tokens_per_s"]}
+
+    def streams(self, n):
+        out, _, _ = run_watching([HEADRACE, "bench", "throughput", "--model", self.model, "--threads", self.threads, "--input-len", 16, "--output-len", 64,
+                                  "--num-prompts", n, "--max-concurrency", n, "--json", "--quiet"])
+        return {f"streams{n}": json.loads(out)["decode_tokens_per_s"]}
+
+    def depth(self):
+        return {"depth": self.latency(8192, 32)["decode_tokens_per_s"] / self.latency(1, 32)["decode_tokens_per_s"]}
 
 
-def compare(programs, shape, formats, rounds, threads, streams=8):
-    peer_file = ensure(shape, "gguf-f16", CACHE)
-    ours = {kind: ensure(shape, kind, CACHE) for kind in formats}
-    runs = {"llama.cpp f16": {"prefill": [], "decode": [], "concurrent": []}, **{f"headrace {k}": {"prefill": [], "decode": [], "concurrent": []} for k in formats}}
-    memory, compute = {}, None
-    for _ in range(rounds):  # each figure of all sides back to back: the shorter the time between them, the less drift
-        peer = llama_single(programs, peer_file, threads)
-        for key in peer:
-            runs["llama.cpp f16"][key].append(peer[key])
-        for kind, path in ours.items():
-            row, anonymous, compute = headrace_single(path, threads)
-            for key in row:
-                runs[f"headrace {kind}"][key].append(row[key])
-            memory[kind] = max(memory.get(kind, 0), anonymous)
-        runs["llama.cpp f16"]["concurrent"].append(llama_concurrent(programs, peer_file, threads, streams))
-        for kind, path in ours.items():
-            runs[f"headrace {kind}"]["concurrent"].append(headrace_concurrent(path, threads, streams))
-    result = {"shape": shape, "threads": threads, "rounds": rounds, "compute": compute, "tokens_per_s": runs, "anonymous_rss_bytes": memory, "ratio": {}}
-    peer = {key: median(v) for key, v in runs["llama.cpp f16"].items()}
-    print(f"\n{shape}, {threads} threads, {compute}, median of {rounds} (min to max), tokens/s")
-    print(f"{'':<20}{'prefill 512':>28}{'decode, 1 stream':>28}{f'decode, {streams} streams':>28}")
-    for name, row in runs.items():
-        cells = "".join(f"{median(row[k]):>12.1f} ({min(row[k]):.1f}-{max(row[k]):.1f})".rjust(28) for k in ("prefill", "decode", "concurrent"))
-        print(f"{name:<20}{cells}")
-    for kind in formats:
-        ratio = {key: median(runs[f"headrace {kind}"][key]) / peer[key] for key in peer}
-        result["ratio"][kind] = ratio
-        print(f"{'ratio ' + kind:<20}" + "".join(f"{ratio[k]:.2f}x".rjust(28) for k in ("prefill", "decode", "concurrent"))
-              + f"   anonymous RSS {memory[kind] / 2**20:.0f} MiB")
+METHODS = {"prefill": "single", "decode": "single", "prefill2048": "prefill2048", "streams8": ("streams", 8), "streams32": ("streams", 32), "depth": "depth"}
+
+
+def run(side, method):
+    return side.streams(method[1]) if isinstance(method, tuple) else getattr(side, method)()
+
+
+def compare(programs, shape, kind, figures, rounds, threads):
+    peer = Peer(programs, ensure(shape, "gguf-f16" if kind == "bf16" else f"gguf-{kind}", CACHE), threads)
+    ours = Ours(ensure(shape, "bf16" if kind == "bf16" else f"gguf-{kind}", CACHE), threads)
+    taken = {"llama.cpp": {}, "headrace": {}}
+    for _ in range(rounds):  # each figure of both sides back to back: the shorter the time between them, the less drift
+        for method in dict.fromkeys(METHODS[f] for f in figures):
+            for name, side in (("llama.cpp", peer), ("headrace", ours)):
+                for figure, value in run(side, method).items():
+                    taken[name].setdefault(figure, []).append(value)
+    result = {"shape": shape, "format": kind, "threads": threads, "rounds": rounds, "compute": ours.compute, "figures": taken,
+              "ratio": {f: median(taken["headrace"][f]) / median(taken["llama.cpp"][f]) for f in taken["headrace"]},
+              "resident_bytes": {"llama.cpp": peer.resident, "headrace": ours.resident, "headrace, anonymous": ours.anonymous}}
+    print(f"\n{shape} {kind}, {threads} threads, {ours.compute}, median of {rounds} (min to max)")
+    for figure, ratio in result["ratio"].items():
+        sides = "".join(f"{name:>12} {median(v[figure]):8.2f} ({min(v[figure]):.2f}-{max(v[figure]):.2f})" for name, v in taken.items())
+        print(f"{figure:<12}{sides:<80}{ratio:6.2f}x")
+    if peer.resident:
+        print(f"{'resident':<12}{'llama.cpp':>12} {peer.resident / 2**20:8.0f} MiB{'headrace':>16} {ours.resident / 2**20:8.0f} MiB "
+              f"(anonymous {ours.anonymous / 2**20:.0f}){'':<16}{ours.resident / peer.resident:6.2f}x", flush=True)
     return result
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="350m,1.2b")
-    parser.add_argument("--formats", default="bf16,gguf-f16")
+    parser.add_argument("--models", default="350m:bf16,350m:f16,1.2b:bf16,1.2b:f16")
+    parser.add_argument("--figures", default="prefill,decode,streams8")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--save", nargs="?", const="cpu_llama")
     arguments = parser.parse_args()
     programs = build_llama()
-    results = [compare(programs, shape, arguments.formats.split(","), arguments.rounds, arguments.threads) for shape in arguments.shapes.split(",")]
+    figures = arguments.figures.split(",")
+    results = [compare(programs, *model.split(":"), figures, arguments.rounds, arguments.threads) for model in arguments.models.split(",")]
     if arguments.save:
-        save("cpu_llama", "./dev bench llama " + " ".join(sys.argv[1:]), results)
+        save(arguments.save, "./dev bench llama " + " ".join(sys.argv[1:]), results)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Writes random-weight checkpoints of the family's real shapes, for benchmarks (they answer nonsense at the right speed).
 
     write_checkpoint.py SHAPE FORMAT FOLDER      SHAPE: 350m 700m 1.2b 2.6b 8b-a1b 24b-a2b
-    FORMAT: bf16 (Hugging Face folder), gguf-f16, gguf-bf16, config (config.json alone, for --load-format dummy)
+    FORMAT: bf16 (Hugging Face folder), gguf-f16, gguf-bf16, config (config.json alone, for --load-format dummy),
+            gguf-q4_0, gguf-q4_k_m, gguf-q5_k_m, gguf-q6_k, gguf-q8_0 (random blocks, types tensor by tensor as llama.cpp mixes them)
 
 Weights are normal with standard deviation 1/sqrt(fan-in), norms 1, expert bias 0, so that activations stay near 1 through all
 layers and routing is near uniform: a naive dummy (all equal, or all small) sends every token to the same experts and
-makes a mixture look faster than it is. No tokenizer is written: benchmarks use random ids.
+makes a mixture look faster than it is. No tokenizer is written: benchmarks use random ids. Quantised files are drawn as blocks (even
+levels, one scale a tensor), not quantised from the others: files of gigabytes then take seconds, and speed does not see the difference.
 """
 import json
 import pathlib
@@ -133,7 +135,58 @@ def write_hf(shape, folder):
     partial.rename(folder / "model.safetensors")
 
 
-def write_gguf(shape, path, bf16):
+MIXES = {"f16": "F16", "bf16": "BF16", "q4_0": "Q4_0", "q8_0": "Q8_0", "q6_k": "Q6_K", "q4_k_m": "Q4_K", "q5_k_m": "Q5_K"}
+FILE_TYPES = {"f16": 1, "bf16": 32, "q4_0": 2, "q8_0": 7, "q6_k": 18, "q4_k_m": 15, "q5_k_m": 17}
+
+
+def type_of(mix, name, layers, is_vector):
+    """The type of a tensor in a mix: llama.cpp's rules for tied embeddings and for what _M files keep more bits of."""
+    if is_vector:
+        return "F32"
+    if name == "token_embd.weight" and mix.startswith("q"):
+        return "Q8_0" if mix == "q8_0" else "Q6_K"
+    if mix.endswith("_m") and ("attn_v" in name or "ffn_down" in name):
+        i = int(name.split(".")[1])
+        if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2:
+            return "Q6_K"
+    return MIXES[mix]
+
+
+def random_blocks(rng, kind, n_rows, cols):
+    """[n_rows, bytes of a row] of blocks whose values have mean 0 and standard deviation about 1/sqrt(cols)."""
+    std, half = 1 / np.sqrt(cols), lambda x: np.frombuffer(np.float16(x).tobytes(), np.uint8)
+    values, size = {"Q4_0": (32, 18), "Q8_0": (32, 34), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}[kind]
+    blocks = rng.integers(0, 256, (n_rows * cols // values, size), dtype=np.uint8)
+    if kind == "Q4_0":
+        quants = blocks[:, 2:]
+        quants[(quants & 15) == 0] |= 8  # -8 has no counterpart above
+        quants[quants < 16] |= 128
+        blocks[:, :2] = half(std / 4.3)
+    elif kind == "Q8_0":
+        quants = blocks[:, 2:].view(np.int8)
+        quants[quants == -128] = 0
+        blocks[:, :2] = half(std / 73.3)
+    elif kind in ("Q4_K", "Q5_K"):  # all sub-scales 30, all minima 60: value = 30 d q - 60 dmin
+        top = 15 if kind == "Q4_K" else 31
+        d = std / (30 * np.sqrt(((top + 1) ** 2 - 1) / 12))
+        blocks[:, :2], blocks[:, 2:4] = half(d), half(np.float16(d) * 30 * top / 2 / 60)
+        blocks[:, 4:8], blocks[:, 8:12] = 30 | (30 >> 4) << 6, 60 | (60 >> 4) << 6
+        blocks[:, 12:16] = (30 & 15) | (60 & 15) << 4
+    else:
+        blocks[:, 192:208] = 64
+        blocks[:, 208:] = half(std / (64 * 18.5))
+    return blocks.reshape(n_rows, -1)
+
+
+def gguf_tensor(weights, name, shape, fan_in, kind):
+    """One tensor (an expert of a stack) as bytes."""
+    if kind in ("F32", "F16", "BF16"):
+        v = values(weights, name, shape, fan_in)
+        return v if kind == "F32" else to_bf16(v) if kind == "BF16" else v.astype(np.float16)
+    return random_blocks(np.random.Generator(np.random.SFC64(hash_name(name))), kind, int(np.prod(shape[:-1])), shape[-1])
+
+
+def write_gguf(shape, path, mix):
     import gguf
 
     layers, attention, hidden, width, heads, kv_heads, experts, used, expert_width, dense = SHAPES[shape]
@@ -158,25 +211,26 @@ def write_gguf(shape, path, bf16):
         w.add_expert_feed_forward_length(expert_width)
         w.add_leading_dense_block_count(dense)
         w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    w.add_file_type(32 if bf16 else 1)
+    w.add_file_type(FILE_TYPES[mix])
     w.add_string("tokenizer.ggml.model", "none")
     weights = Weights(1)
-    kinds = gguf.GGMLQuantizationType
-    plan = list(tensors(shape))
-    for name, gg, s, fan_in, is_vector in plan:
+    plan = []
+    for name, gg, s, fan_in, is_vector in tensors(shape):
         s = (s[0], s[2]) if gg.endswith("shortconv.conv.weight") else s
-        n = int(np.prod(s))
-        kind = kinds.F32 if is_vector else (kinds.BF16 if bf16 else kinds.F16)
-        w.add_tensor_info(gg, s, np.dtype(np.float32 if is_vector else np.float16), n * (4 if is_vector else 2), raw_dtype=kind)
+        kind = type_of(mix, gg, layers, is_vector)
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        raw = (*s[:-1], s[-1] // block * size) if kind not in ("F32", "F16") else s  # the writer takes the shape in bytes for these
+        dtype = np.dtype({"F32": np.float32, "F16": np.float16}.get(kind, np.uint8))
+        w.add_tensor_info(gg, raw, dtype, int(np.prod(s)) // block * size, raw_dtype=gguf.GGMLQuantizationType[kind])
+        plan.append((name, s, fan_in, kind))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_ti_data_to_file()
-    for name, gg, s, fan_in, is_vector in plan:
+    for name, s, fan_in, kind in plan:
         if "{e}" in name:
-            v = np.stack([values(weights, name.format(e=e), s[1:], fan_in) for e in range(s[0])])
+            w.write_tensor_data(np.stack([gguf_tensor(weights, name.format(e=e), s[1:], fan_in, kind) for e in range(s[0])]))
         else:
-            v = values(weights, name, s, fan_in)
-        w.write_tensor_data(v if is_vector else (to_bf16(v) if bf16 else v.astype(np.float16)))
+            w.write_tensor_data(gguf_tensor(weights, name, s, fan_in, kind))
     w.close()
     partial.rename(path)
 
@@ -193,11 +247,11 @@ def ensure(shape, kind, cache):
         if kind == "bf16":
             write_hf(shape, path)
         else:
-            write_gguf(shape, path, kind == "gguf-bf16")
+            write_gguf(shape, path, kind[5:])
     return path
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4 or sys.argv[1] not in SHAPES or sys.argv[2] not in ("bf16", "gguf-f16", "gguf-bf16", "config"):
+    if len(sys.argv) != 4 or sys.argv[1] not in SHAPES or sys.argv[2] not in ("bf16", "config", *(f"gguf-{m}" for m in MIXES)):
         sys.exit(__doc__)
     print(ensure(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])))
