@@ -2,7 +2,8 @@
  *
  * Matrix products use numbers of few bits, for which every sum is exact in fp32 and in bf16 pairs whatever the order:
  * the answers must be equal to the last bit, and a wrong lane, a lost tail or a missing instruction cannot hide in a
- * tolerance. The other functions are compared to 1e-5 of the largest answer (exp and sums differ in the last bits).
+ * tolerance. Products of packed matrices are one to the bit anyway. The other functions are compared to 1e-5 of the
+ * largest answer (exp and sums differ in the last bits).
  *
  * The guard is a SIGILL handler that jumps back. It answers only the thread that runs the test; for any other thread it
  * puts the old handler back and lets the instruction fault again.
@@ -131,6 +132,41 @@ static bool linear_is_right(const hr_cpu_kernels *table, hr_dtype dtype)
     return is_right;
 }
 
+/* Packed products are one to the bit in all tables, whatever the weights: any bits with scales of ones. */
+static bool packed_is_right(const hr_cpu_kernels *table, hr_dtype dtype)
+{
+    enum { COLS_PACKED = 512, OUTPUTS_PACKED = 19 };
+    static const uint32_t counts[] = {1, 2, 5, 19};
+    const hr_cpu_kernels *tables[2] = {&hr_cpu_kernels_plain, table};
+    size_t row_bytes = hr_int8_row_bytes(COLS_PACKED), n_y = (size_t)ROWS * OUTPUTS_PACKED;
+    hr_matrix w = {.dtype = dtype, .rows = OUTPUTS_PACKED, .cols = COLS_PACKED, .is_packed = true};
+    size_t w_bytes = hr_pack_bytes(dtype, w.rows, w.cols);
+    unsigned char *at = aligned_alloc(64, w_bytes + HR_CPU_PACKED_SCRATCH + 2 * (ROWS * row_bytes));
+    unsigned char *scratch = at ? at + w_bytes : NULL;
+    float *y = calloc(2 * n_y, sizeof *y), x[COLS_PACKED];
+    bool is_right = at && y;
+
+    w.row_bytes = hr_pack_group_bytes(dtype, w.cols) / HR_PACK_ROWS;
+    w.data = at;
+    for (size_t i = 0; is_right && i < w_bytes; i++) /* as halves: up to 0x2424, which is 0.016 */
+        at[i] = (unsigned char)(hr_rng_at(13, i) & 0x24);
+    for (size_t c = 0; is_right && c < sizeof counts / sizeof counts[0]; c++) {
+        for (size_t i = 0; i < 2; i++) {
+            unsigned char *rows = scratch + HR_CPU_PACKED_SCRATCH + i * ROWS * row_bytes;
+
+            for (uint32_t r = 0; r < counts[c]; r++) {
+                fill(x, COLS_PACKED, 14 + r);
+                tables[i]->prepare_int8(x, COLS_PACKED, rows + r * row_bytes);
+            }
+            tables[i]->linear_packed(&w, 0, w.rows, rows, counts[c], y + i * n_y, OUTPUTS_PACKED, scratch);
+        }
+        is_right = memcmp(y, y + n_y, n_y * sizeof *y) == 0;
+    }
+    free(at);
+    free(y);
+    return is_right;
+}
+
 static bool rows_are_right(const hr_cpu_kernels *table, const char **why)
 {
     const hr_cpu_kernels *plain = &hr_cpu_kernels_plain;
@@ -205,6 +241,11 @@ static bool run_all(const hr_cpu_kernels *table, const char **why)
     for (hr_dtype dtype = 0; dtype < HR_DTYPE_COUNT; dtype++) {
         *why = hr_dtypes[dtype].name;
         if (!linear_is_right(table, dtype))
+            return false;
+    }
+    for (hr_dtype dtype = 0; dtype < HR_DTYPE_COUNT; dtype++) {
+        *why = hr_dtypes[dtype].name;
+        if (hr_pack_is_packed(dtype) && dtype != HR_Q5_0 && !packed_is_right(table, dtype)) /* Q5_0 becomes Q8_0 */
             return false;
     }
     if (!rows_are_right(table, why))
