@@ -46,6 +46,10 @@ headrace_status hr_need_tokenizer(const headrace_model *model, headrace_error *e
  * tokenizer. */
 headrace_status hr_validate_request(const headrace_model *model, const headrace_request *request, headrace_error *err);
 
+/* headrace_compute_open with a function that sees every intermediate value of each run; tap may be NULL. */
+headrace_status hr_compute_open(headrace_model *model, const headrace_compute_options *options, size_t max_ids,
+                                hr_tap_fn tap, void *tap_user, headrace_compute **out, headrace_error *err);
+
 /* The door between the engine thread and a queue. A link outlives its stream: the engine may be about to announce a
  * request that was just given back, so what it holds is a link, and the link forgets the stream under the engine's
  * lock. */

@@ -49,10 +49,69 @@ static headrace_status read_options(const headrace_compute_options *given, hr_co
     return hr_kv_dtype_parse(own.kv_cache_dtype, &out->options.kv_dtype, err);
 }
 
-/* Rows [first, first + n) of the one sequence, logits of each. */
-static void fill_batch(hr_batch *batch, const int32_t *ids, uint32_t first, uint32_t n, uint32_t n_pages, float *logits,
-                       size_t vocab_size)
+struct headrace_compute {
+    headrace_model *model;
+    hr_backend *backend;
+    uint32_t max_ids, chunk, page_tokens;
+    uint64_t n_runs;
+};
+
+headrace_status hr_compute_open(headrace_model *model, const headrace_compute_options *options, size_t max_ids,
+                                hr_tap_fn tap, void *tap_user, headrace_compute **out, headrace_error *err)
 {
+    headrace_compute *c;
+    uint32_t n_pages;
+    hr_compare_side how;
+    headrace_status status;
+
+    *out = NULL;
+    HR_PASS(read_options(options, &how, err));
+    HR_PASS(hr_need_weights(model, err));
+    if (max_ids == 0 || max_ids > model->network->arch.max_positions)
+        return hr_fail_param(err, max_ids == 0 ? HEADRACE_E_ARGUMENT : HEADRACE_E_CONTEXT, "max_ids",
+                             "max_ids: %zu tokens; 1 to %u, the positions of this model", max_ids,
+                             model->network->arch.max_positions);
+    c = calloc(1, sizeof *c);
+    if (!c)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory to compute with");
+    *c = (headrace_compute){.model = model, .max_ids = (uint32_t)max_ids, .page_tokens = how.options.page_tokens};
+    c->chunk = how.chunk > 0 ? how.chunk : CHUNK_DEFAULT;
+    c->chunk = c->chunk < c->max_ids ? c->chunk : c->max_ids;
+    n_pages = (c->max_ids + c->page_tokens - 1) / c->page_tokens;
+    how.options.max_rows = how.options.max_outputs = c->chunk;
+    how.options.max_spans = 1;
+    how.options.max_page_refs = n_pages;
+    how.options.tap = tap;
+    how.options.tap_user = tap_user;
+    status = how.ops->open(model->network, &how.options, n_pages, 1, &c->backend, err);
+    if (status == HEADRACE_OK)
+        *out = c;
+    else
+        free(c);
+    return status;
+}
+
+headrace_status headrace_compute_open(headrace_model *model, const headrace_compute_options *options, size_t max_ids,
+                                      headrace_compute **out, headrace_error *err)
+{
+    return hr_compute_open(model, options, max_ids, NULL, NULL, out, err);
+}
+
+void headrace_compute_close(headrace_compute *compute)
+{
+    if (!compute)
+        return;
+    compute->backend->ops->close(compute->backend);
+    free(compute);
+}
+
+/* Rows [first, first + n) of the one sequence, logits of each unless there is no place for them. */
+static void fill_batch(const headrace_compute *c, hr_batch *batch, const int32_t *ids, uint32_t first, uint32_t n,
+                       float *logits)
+{
+    size_t vocab_size = c->model->network->arch.vocab_size;
+    uint32_t n_pages = (first + n + c->page_tokens - 1) / c->page_tokens;
+
     batch->n_rows = batch->n_outputs = n;
     batch->n_spans = 1;
     batch->n_page_refs = n_pages;
@@ -60,47 +119,48 @@ static void fill_batch(hr_batch *batch, const int32_t *ids, uint32_t first, uint
     batch->spans[0] = (hr_span){.n_rows = n,
                                 .start_position = first,
                                 .n_pages = n_pages,
-                                .sequence = 1,
+                                .sequence = c->n_runs,
                                 .n_prompt = first + n, /* all rows are of the prompt */
                                 .is_fresh = first == 0};
     for (uint32_t i = 0; i < n_pages; i++)
         batch->pages[i] = i;
     for (uint32_t i = 0; i < n; i++)
-        batch->outputs[i] =
-            (hr_output){.row = i, .n_logprobs = -1, .score_id = -1, .logits = logits + (first + i) * vocab_size};
+        batch->outputs[i] = (hr_output){
+            .row = i, .n_logprobs = -1, .score_id = -1, .logits = logits ? logits + (first + i) * vocab_size : NULL};
+}
+
+headrace_status headrace_compute_run(headrace_compute *compute, const int32_t *ids, size_t n_ids, float *logits,
+                                     headrace_error *err)
+{
+    const hr_backend_ops *ops = compute->backend->ops;
+
+    HR_PASS(check_ids(compute->model, ids, n_ids, err));
+    if (n_ids > compute->max_ids)
+        return hr_fail_param(err, HEADRACE_E_CONTEXT, "ids", "ids: %zu tokens, opened for at most %u", n_ids,
+                             compute->max_ids);
+    compute->n_runs++;
+    for (uint32_t first = 0; first < n_ids; first += compute->chunk) {
+        hr_batch *batch = ops->batch(compute->backend, 0);
+        uint32_t left = (uint32_t)n_ids - first;
+
+        fill_batch(compute, batch, ids, first, left < compute->chunk ? left : compute->chunk, logits);
+        HR_PASS(ops->step_begin(compute->backend, batch, err));
+        HR_PASS(ops->step_wait(compute->backend, err));
+    }
+    return HEADRACE_OK;
 }
 
 headrace_status headrace_compute_logits(headrace_model *model, const headrace_compute_options *options,
                                         const int32_t *ids, size_t n_ids, float *logits, headrace_error *err)
 {
-    const hr_backend_ops *ops;
-    hr_backend *backend = NULL;
-    headrace_status status = HEADRACE_OK;
-    uint32_t total, chunk, n_pages;
-    hr_compare_side how;
+    headrace_compute *compute;
+    headrace_status status;
 
-    HR_PASS(read_options(options, &how, err));
     HR_PASS(hr_need_weights(model, err));
     HR_PASS(check_ids(model, ids, n_ids, err));
-    total = (uint32_t)n_ids;
-    chunk = how.chunk > 0 ? how.chunk : CHUNK_DEFAULT;
-    chunk = chunk < total ? chunk : total;
-    n_pages = (total + how.options.page_tokens - 1) / how.options.page_tokens;
-    ops = how.ops;
-    how.options.max_rows = how.options.max_outputs = chunk;
-    how.options.max_spans = 1;
-    how.options.max_page_refs = n_pages;
-    HR_PASS(ops->open(model->network, &how.options, n_pages, 1, &backend, err));
-    for (uint32_t first = 0; first < total && status == HEADRACE_OK; first += chunk) {
-        hr_batch *batch = ops->batch(backend, 0);
-        uint32_t n = total - first < chunk ? total - first : chunk;
-
-        fill_batch(batch, ids, first, n, n_pages, logits, model->network->arch.vocab_size);
-        status = ops->step_begin(backend, batch, err);
-        if (status == HEADRACE_OK)
-            status = ops->step_wait(backend, err);
-    }
-    ops->close(backend);
+    HR_PASS(headrace_compute_open(model, options, n_ids, &compute, err));
+    status = headrace_compute_run(compute, ids, n_ids, logits, err);
+    headrace_compute_close(compute);
     return status;
 }
 

@@ -113,8 +113,12 @@ const hr_option_def hr_option_table[] = {
     {"special", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "recognise special tokens in the text"},
     {"bos", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "put the beginning-of-sequence id in front"},
     /* files and measures */
-    {"ids", NULL, 0, HR_OPTION_TEXT, "FILE.json", NULL, HR_FOR_LOGITS | HR_FOR_COMPARE,
+    {"ids", NULL, 0, HR_OPTION_TEXT, "FILE.json", NULL, HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE,
      "JSON list of lists of token ids"},
+    {"kl", NULL, 0, HR_OPTION_TEXT, "BASE", NULL, HR_FOR_SCORE,
+     "compare the distribution at every position with that of this model (folder, .gguf or \"tiny\")"},
+    {"exact-base", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_SCORE,
+     "with --kl: the base model by the plain fp32 path, whatever --exact says"},
     {"out", "output", 'o', HR_OPTION_TEXT, "FILE", NULL, HR_FOR_LOGITS, "safetensors file to write"},
     {"window", NULL, 0, HR_OPTION_UINT, "N", "512", HR_FOR_SCORE, "tokens scored at once, the first being bos"},
     {"tolerance", NULL, 0, HR_OPTION_REAL, "X", "0.05", HR_FOR_COMPARE,

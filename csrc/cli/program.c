@@ -9,7 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+enum { TEXT_BYTES_MAX = 1 << 30 };
 
 int hr_report(const headrace_error *err)
 {
@@ -253,7 +256,54 @@ void hr_print_summary(const headrace_model *model, const headrace_engine *engine
                   e.max_model_len, e.max_num_seqs, e.max_num_batched_tokens, e.max_num_queued_reqs);
 }
 
-/* ---------------------------------------------------------------- id files */
+headrace_compute_options hr_compute_options_from(const hr_options *options)
+{
+    headrace_compute_options out;
+
+    headrace_compute_options_init(&out);
+    out.n_threads = hr_option_u32(options, "threads");
+    out.chunk = hr_option_u32(options, "chunk");
+    out.kv_cache_dtype = hr_option_text(options, "kv-cache-dtype");
+    out.device = hr_option_text(options, "device");
+    return out;
+}
+
+bool hr_can_write(const char *path)
+{
+    struct stat there;
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
+    bool can = folder && access(folder, W_OK) == 0 && hr_file_is_directory(folder);
+
+    if (can && stat(path, &there) == 0 && !S_ISREG(there.st_mode)) {
+        (void)fprintf(stderr, "headrace: --out %s: is there and is not an ordinary file\n", path);
+        can = false;
+    } else if (!can)
+        (void)fprintf(stderr, "headrace: --out %s: no folder there that may be written to\n", path);
+    free(folder);
+    return can;
+}
+
+/* ---------------------------------------------------------------- texts and id files */
+
+int hr_read_text_ids(const headrace_model *model, const char *path, int32_t **ids, size_t *n_ids, size_t *n_bytes)
+{
+    headrace_error err = {0};
+    char *text = NULL;
+    int code = HR_EXIT_OK;
+
+    *ids = NULL;
+    *n_ids = 0;
+    if (hr_file_read(path, TEXT_BYTES_MAX, &text, n_bytes, &err) != HEADRACE_OK ||
+        headrace_encode(model, text, *n_bytes, 0, ids, n_ids, &err) != HEADRACE_OK)
+        code = hr_report(&err);
+    free(text);
+    if (code == HR_EXIT_OK && *n_ids == 0) {
+        (void)fprintf(stderr, "headrace: %s: no token in it\n", path);
+        code = HR_EXIT_USAGE;
+    }
+    return code;
+}
 
 static bool read_list(const char *path, const json_t *list, uint32_t vocab_size, size_t i, hr_id_lists *out)
 {
@@ -323,4 +373,13 @@ void hr_id_lists_free(hr_id_lists *lists)
     free(lists->ids);
     free(lists->n_ids);
     *lists = (hr_id_lists){0};
+}
+
+size_t hr_longest_list(const hr_id_lists *lists)
+{
+    size_t longest = 0;
+
+    for (size_t i = 0; i < lists->n; i++)
+        longest = lists->n_ids[i] > longest ? lists->n_ids[i] : longest;
+    return longest;
 }

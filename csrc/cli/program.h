@@ -57,6 +57,15 @@ int hr_open_engine(const hr_options *options, headrace_model *model, const headr
 /* Five lines on stderr: what was loaded and how memory is divided. */
 void hr_print_summary(const headrace_model *model, const headrace_engine *engine);
 
+/* Computing options from the flags of the commands that need no engine; --exact, which not all have, is left out. */
+headrace_compute_options hr_compute_options_from(const hr_options *options);
+/* Whether --out may be written; says why not. Asked before hours of computing, not after. What is not an ordinary file
+ * is left alone: the result is renamed into place, and would take the place of a device. */
+bool hr_can_write(const char *path);
+
+/* Ids of a text file, special tokens as text; *ids is freed with headrace_free. 0 or an exit code after printing why
+ * not; a text without a token is refused. */
+int hr_read_text_ids(const headrace_model *model, const char *path, int32_t **ids, size_t *n_ids, size_t *n_bytes);
 /* Reads a JSON list of lists of token ids. Freed with hr_id_lists_free. Returns 0 or an exit code after printing. */
 typedef struct hr_id_lists {
     int32_t **ids; /* [n][n_ids[i]] */
@@ -65,6 +74,8 @@ typedef struct hr_id_lists {
 } hr_id_lists;
 int hr_read_id_lists(const char *path, uint32_t vocab_size, hr_id_lists *out);
 void hr_id_lists_free(hr_id_lists *lists);
+/* Ids in the longest of them. */
+size_t hr_longest_list(const hr_id_lists *lists);
 
 /* Waits until the descriptor is readable or the time is over. */
 void hr_wait_readable(int fd, int timeout_ms);

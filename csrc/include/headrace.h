@@ -425,6 +425,18 @@ HEADRACE_API headrace_status headrace_compute_logits(headrace_model *model, cons
                                                      const int32_t *ids, size_t n_ids, float *logits,
                                                      headrace_error *err);
 
+/* The same for many lists of ids, with the weights made ready once. One thread at a time; closed before the model. */
+typedef struct headrace_compute headrace_compute;
+/* max_ids: the longest list that will be run, at most max_positions. *out belongs to the caller until
+ * headrace_compute_close. Errors: E_ARGUMENT, E_CONTEXT, E_UNSUPPORTED, E_MEMORY. */
+HEADRACE_API headrace_status headrace_compute_open(headrace_model *model, const headrace_compute_options *options,
+                                                   size_t max_ids, headrace_compute **out, headrace_error *err);
+/* Each call is a sequence of its own. logits: caller's [n_ids, vocab_size] float32. Errors: E_ARGUMENT (an id outside
+ * the vocabulary), E_CONTEXT (more than max_ids), E_ENGINE (only close may follow). */
+HEADRACE_API headrace_status headrace_compute_run(headrace_compute *compute, const int32_t *ids, size_t n_ids,
+                                                  float *logits, headrace_error *err);
+HEADRACE_API void headrace_compute_close(headrace_compute *compute); /* NULL is accepted */
+
 /* A float32 tensor for headrace_save_tensors; data is [shape[0], .., shape[rank - 1]], row-major, borrowed. */
 typedef struct headrace_named_tensor {
     const char *name;
