@@ -85,11 +85,12 @@ typedef struct hr_cpu_kernels {
 
 extern const hr_cpu_kernels hr_cpu_kernels_plain;
 #ifdef __x86_64__ /* to be called only where hr_cpu_kernels_at says that they are usable */
-extern const hr_cpu_kernels hr_cpu_kernels_avx2, hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_bf16;
+extern const hr_cpu_kernels hr_cpu_kernels_avx2, hr_cpu_kernels_avx2_vnni;
+extern const hr_cpu_kernels hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_vnni, hr_cpu_kernels_avx512_bf16;
 #endif
 
 /* The best table that this machine grants and that passed its self-test, or plain for exact. HEADRACE_CPU (an
- * environment variable: "plain", "avx2", "avx512", "avx512-bf16") lowers the choice. Decided once per process;
+ * environment variable naming a table) lowers the choice. Decided once per process;
  * thread-safe. */
 const hr_cpu_kernels *hr_cpu_kernels_select(bool exact);
 /* Table i that was compiled in, or NULL past the end; *is_usable says whether this machine runs it. For tests and

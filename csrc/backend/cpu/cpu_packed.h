@@ -10,4 +10,19 @@ void hr_cpu_plain_prepare_int8(const float *x, uint32_t cols, void *row);
 void hr_cpu_plain_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
                                 float *y, size_t y_stride, void *scratch);
 
+#ifdef __x86_64__
+/* cpu_packed_avx2.c, cpu_packed_avx2_vnni.c */
+void hr_cpu_avx2_prepare_int8(const float *x, uint32_t cols, void *row);
+void hr_cpu_avx2_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
+                               float *y, size_t y_stride, void *scratch);
+void hr_cpu_avx2_vnni_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
+                                    float *y, size_t y_stride, void *scratch);
+/* cpu_packed_avx512.c, cpu_packed_avx512_vnni.c */
+void hr_cpu_avx512_prepare_int8(const float *x, uint32_t cols, void *row);
+void hr_cpu_avx512_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
+                                 float *y, size_t y_stride, void *scratch);
+void hr_cpu_avx512_vnni_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows,
+                                      uint32_t n_rows, float *y, size_t y_stride, void *scratch);
+#endif
+
 #endif

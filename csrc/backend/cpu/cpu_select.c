@@ -21,6 +21,8 @@ enum {
     NEEDS_AVX2 = 1,        /* AVX2, FMA, F16C, ymm saved */
     NEEDS_AVX512 = 2,      /* F, BW, VL, DQ, zmm and masks saved */
     NEEDS_AVX512_BF16 = 4, /* vdpbf16ps */
+    NEEDS_AVX512_VNNI = 16, /* vpdpbusd on zmm */
+    NEEDS_AVX_VNNI = 8,    /* vpdpbusd on ymm without AVX-512 */
 };
 
 typedef struct candidate {
@@ -32,8 +34,10 @@ static const candidate candidates[] = {
     {&hr_cpu_kernels_plain, 0},
 #ifdef __x86_64__
     {&hr_cpu_kernels_avx2, NEEDS_AVX2},
+    {&hr_cpu_kernels_avx2_vnni, NEEDS_AVX2 | NEEDS_AVX_VNNI},
     {&hr_cpu_kernels_avx512, NEEDS_AVX2 | NEEDS_AVX512},
-    {&hr_cpu_kernels_avx512_bf16, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_BF16},
+    {&hr_cpu_kernels_avx512_vnni, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_VNNI},
+    {&hr_cpu_kernels_avx512_bf16, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_VNNI | NEEDS_AVX512_BF16},
 #endif
 };
 
@@ -58,10 +62,11 @@ static unsigned machine_features(void)
 {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
     enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };
-    const unsigned all_leaf1 = FMA | OSXSAVE | AVX | F16C, avx512vl = 1u << 31, avx512_bf16 = 1u << 5;
+    const unsigned all_leaf1 = FMA | OSXSAVE | AVX | F16C, avx512vl = 1u << 31, avx512_bf16 = 1u << 5,
+                   avx_vnni = 1u << 4;
     const unsigned all_avx512 = (unsigned)AVX512F | (unsigned)AVX512DQ | (unsigned)AVX512BW | avx512vl;
     const uint64_t ymm = 0x06, zmm = 0xE6; /* XCR0: 1 SSE, 2 AVX, 5 masks, 6 and 7 the upper zmm parts */
-    unsigned a, b, c, d, leaf7_subleaves, found = 0;
+    unsigned a, b, c, d, sub_b, leaf7_subleaves, found = 0;
     uint64_t saved;
 
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & all_leaf1) != all_leaf1)
@@ -70,6 +75,8 @@ static unsigned machine_features(void)
     if ((saved & ymm) != ymm || !__get_cpuid_count(7, 0, &leaf7_subleaves, &b, &c, &d) || !(b & AVX2))
         return 0;
     found = NEEDS_AVX2;
+    if (leaf7_subleaves >= 1 && __get_cpuid_count(7, 1, &a, &sub_b, &c, &d) && (a & avx_vnni))
+        found |= NEEDS_AVX_VNNI;
     if ((saved & zmm) != zmm || (b & all_avx512) != all_avx512)
         return found;
     found |= NEEDS_AVX512;
