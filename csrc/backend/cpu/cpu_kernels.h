@@ -90,8 +90,7 @@ extern const hr_cpu_kernels hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_vnni, h
 #endif
 
 /* The best table that this machine grants and that passed its self-test, or plain for exact. HEADRACE_CPU (an
- * environment variable naming a table) lowers the choice. Decided once per process;
- * thread-safe. */
+ * environment variable naming a table) lowers the choice. Decided once per process; thread-safe. */
 const hr_cpu_kernels *hr_cpu_kernels_select(bool exact);
 /* Table i that was compiled in, or NULL past the end; *is_usable says whether this machine runs it. For tests and
  * doctor. */

@@ -1,4 +1,4 @@
-/* Kernels for AVX-512 with AVX512_BF16: as avx512, and bf16 weights are multiplied in pairs by vdpbf16ps.
+/* Kernels for AVX-512 with VNNI and AVX512_BF16: as avx512-vnni, and bf16 weights are multiplied in pairs by vdpbf16ps.
  *
  * That instruction wants both sides in bf16, so activations that meet bf16 weights are rounded (relative error up to
  * 2^-9 each, of the size of the weights' own). F16 and other weights are not rounded: they meet fp32 activations. A
@@ -62,4 +62,4 @@ static void prepare(const float *x, uint32_t cols, void *prepared)
 #include "backend/cpu/cpu_vector_attention.inc"
 
 const hr_cpu_kernels hr_cpu_kernels_avx512_bf16 =
-    VECTOR_TABLE("avx512-bf16", hr_cpu_plain_prepare_int8, hr_cpu_plain_linear_packed);
+    VECTOR_TABLE("avx512-bf16", hr_cpu_avx512_prepare_int8, hr_cpu_avx512_vnni_linear_packed);

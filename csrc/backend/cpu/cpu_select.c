@@ -18,11 +18,11 @@
 #include <string.h>
 
 enum {
-    NEEDS_AVX2 = 1,        /* AVX2, FMA, F16C, ymm saved */
-    NEEDS_AVX512 = 2,      /* F, BW, VL, DQ, zmm and masks saved */
-    NEEDS_AVX512_BF16 = 4, /* vdpbf16ps */
+    NEEDS_AVX2 = 1,         /* AVX2, FMA, F16C, ymm saved */
+    NEEDS_AVX512 = 2,       /* F, BW, VL, DQ, zmm and masks saved */
+    NEEDS_AVX512_BF16 = 4,  /* vdpbf16ps */
+    NEEDS_AVX_VNNI = 8,     /* vpdpbusd on ymm without AVX-512 */
     NEEDS_AVX512_VNNI = 16, /* vpdpbusd on zmm */
-    NEEDS_AVX_VNNI = 8,    /* vpdpbusd on ymm without AVX-512 */
 };
 
 typedef struct candidate {
@@ -62,11 +62,11 @@ static unsigned machine_features(void)
 {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
     enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };
-    const unsigned all_leaf1 = FMA | OSXSAVE | AVX | F16C, avx512vl = 1u << 31, avx512_bf16 = 1u << 5,
-                   avx_vnni = 1u << 4;
+    enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5, AVX512_VNNI = 1 << 11 };
+    const unsigned all_leaf1 = FMA | OSXSAVE | AVX | F16C, avx512vl = 1u << 31;
     const unsigned all_avx512 = (unsigned)AVX512F | (unsigned)AVX512DQ | (unsigned)AVX512BW | avx512vl;
     const uint64_t ymm = 0x06, zmm = 0xE6; /* XCR0: 1 SSE, 2 AVX, 5 masks, 6 and 7 the upper zmm parts */
-    unsigned a, b, c, d, sub_b, leaf7_subleaves, found = 0;
+    unsigned a, b, c, d, leaf7_subleaves, found, more[4] = {0}; /* more: subleaf 1 of leaf 7 */
     uint64_t saved;
 
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & all_leaf1) != all_leaf1)
@@ -74,13 +74,17 @@ static unsigned machine_features(void)
     saved = read_xcr0();
     if ((saved & ymm) != ymm || !__get_cpuid_count(7, 0, &leaf7_subleaves, &b, &c, &d) || !(b & AVX2))
         return 0;
+    if (leaf7_subleaves >= 1)
+        (void)__get_cpuid_count(7, 1, &more[0], &more[1], &more[2], &more[3]);
     found = NEEDS_AVX2;
-    if (leaf7_subleaves >= 1 && __get_cpuid_count(7, 1, &a, &sub_b, &c, &d) && (a & avx_vnni))
+    if (more[0] & AVX_VNNI)
         found |= NEEDS_AVX_VNNI;
     if ((saved & zmm) != zmm || (b & all_avx512) != all_avx512)
         return found;
     found |= NEEDS_AVX512;
-    if (leaf7_subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16))
+    if (c & AVX512_VNNI)
+        found |= NEEDS_AVX512_VNNI;
+    if (more[0] & AVX512_BF16)
         found |= NEEDS_AVX512_BF16;
     return found;
 }
