@@ -9,7 +9,7 @@
 
 typedef unsigned char byte;
 
-/* Below 2^-26 even the largest quant times the smallest fp16 is no better than zero: 65504 x 127 is the other end. */
+/* The smallest fp16 is 2^-24, the largest product of an fp16 scale, a sub-scale and a quant below 2^28. */
 static const float TOO_SMALL = 0x1p-40F, TOO_LARGE = 0x1p40F;
 /* Of the largest importance; small enough to leave the order of real ones alone, large enough for sums in fp32. */
 static const float FLOOR_OF_IMPORTANCE = 0x1p-20F;
@@ -25,7 +25,7 @@ static void load_lane(const float *src, const float *importance, float heaviest,
 {
     for (int j = 0; j < four->n; j++) {
         four->x[j][lane] = src[j] * inverse;
-        four->w[j][lane] = heaviest > 0.0F ? importance[j] / heaviest + FLOOR_OF_IMPORTANCE : 1.0F;
+        four->w[j][lane] = (heaviest > 0.0F ? importance[j] / heaviest : 1.0F) + FLOOR_OF_IMPORTANCE;
     }
 }
 

@@ -30,6 +30,17 @@ static float as_half(float value, float unit, uint16_t *half)
     return hr_f16_to_f32(*half) / unit;
 }
 
+/* To begin with: not rounded to zero as long as some sub-block could use the smallest fp16. */
+static float first_half(float value, float unit, uint16_t *half)
+{
+    float meant = as_half(value, unit, half);
+
+    if (meant != 0.0F || value == 0.0F)
+        return meant;
+    *half |= 1;
+    return hr_f16_to_f32(*half) / unit;
+}
+
 static float largest_lane(const hr_lanes *lanes, int n)
 {
     float largest = 0.0F;
@@ -127,8 +138,8 @@ static bool search_affine_scales(const hr_four_blocks *halves, int q_max, float 
         steps[h] = fit.step;
         bases[h] = -fit.base;
     }
-    scales.d = as_half(largest_lane(steps, 2) / 63.0F, unit, &scales.half_d);
-    scales.dmin = as_half(largest_lane(bases, 2) / 63.0F, unit, &scales.half_dmin);
+    scales.d = first_half(largest_lane(steps, 2) / 63.0F, unit, &scales.half_d);
+    scales.dmin = first_half(largest_lane(bases, 2) / 63.0F, unit, &scales.half_dmin);
     if (!isfinite(scales.d) || !isfinite(scales.dmin))
         return false;
     for (int h = 0; h < 2; h++) {
@@ -251,7 +262,7 @@ static bool search_signed_scales(const hr_four_blocks *quarters, float unit, sig
 
     for (int h = 0; h < 4; h++)
         steps[h] = hr_search_signed(&quarters[h], 32);
-    scales.d = as_half(largest_lane(steps, 4) / -128.0F, unit, &scales.half_d);
+    scales.d = first_half(largest_lane(steps, 4) / -128.0F, unit, &scales.half_d);
     if (!isfinite(scales.d))
         return false;
     for (int h = 0; h < 4; h++)
