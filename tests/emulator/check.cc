@@ -220,9 +220,14 @@ void access_shared(Cell *cells, size_t n, Access access, Fiber *f, Site &site)
     }
 }
 
-// A local variable: free for all but the accumulators of a wgmma in flight.
-void check_local(const char *p, size_t n, const Fiber *f, const Site &site)
+// A local variable: free for all but the accumulators of a wgmma in flight, and for writes its registers of A.
+void check_local(const char *p, size_t n, bool is_write, const Fiber *f, const Site &site)
 {
+    for (const HeldRegisters &held : f->held_registers) {
+        const char *at = reinterpret_cast<const char *>(held.at);
+        if (is_write && p + n > at && p < at + sizeof held.value)
+            site.fail_here("registers of A changed while the wgmma of line %d reads them", held.where.line);
+    }
     for (const Wgmma &op : f->wgmmas) {
         const char *acc = reinterpret_cast<const char *>(op.acc);
         if (p + n > acc && p < acc + 2 * op.n)
@@ -325,8 +330,8 @@ void check_access(const void *p, size_t n, Access access, Loc w, const void *pc)
     if (!f || !is_checking())
         return;
     if (static_cast<size_t>(at - f->stack) < STACK_BYTES) {
-        if (!f->wgmmas.empty())
-            check_local(at, n, f, site);
+        if (!f->wgmmas.empty() || !f->held_registers.empty())
+            check_local(at, n, access != READ, f, site);
         return;
     }
     if (Cell *cells = cells_of(p, n, site)) {

@@ -113,6 +113,7 @@ void reset_fiber(Fiber *f)
     f->stores.clear();
     f->store_groups.clear();
     f->wgmmas.clear();
+    f->held_registers.clear();
     f->wgmmas_base = f->wgmma_groups = 0;
     f->fence_seen.clear();
 }

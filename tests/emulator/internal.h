@@ -45,6 +45,13 @@ struct BulkStore {
     Loc where;
 };
 
+// Registers of A that a wgmma of group number `group` may still read.
+struct HeldRegisters {
+    const uint32_t *at;
+    uint32_t value[4], group;
+    Loc where;
+};
+
 // One CUDA thread.
 struct Fiber {
     void *sp = nullptr;    // stack pointer while it does not run
@@ -71,6 +78,7 @@ struct Fiber {
     std::vector<uint32_t> store_groups; // stores.size() at each commit
     std::vector<Wgmma> wgmmas;          // issued; wgmmas[0] has number wgmmas_base
     uint32_t wgmmas_base = 0, wgmma_groups = 0;
+    std::vector<HeldRegisters> held_registers; // of wgmmas that this thread has not waited for
     bool is_wgmma_fenced = false;
 
     Clock clock;

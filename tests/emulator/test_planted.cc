@@ -56,6 +56,7 @@ const Case CASES[] = {
     CASE(NO_PROXY_FENCE, PIPELINE, false, "without fence_proxy_async()"),
     CASE(NO_WGMMA_FENCE, PIPELINE, true, "without wgmma_fence()"),
     CASE(NO_WGMMA_WAIT, PIPELINE, true, "wgmma of warp 4 that has not been waited for"),
+    CASE(EARLY_OVERWRITE, PIPELINE, true, "registers of A changed"),
     CASE(NO_ACCUMULATOR_RESET, PIPELINE, true, nullptr),
     CASE(NO_COPY_ARRIVAL, PIPELINE, true, "cp.async that has not been waited for"),
     CASE(NO_STORE_BARRIER, PIPELINE, true, nullptr),

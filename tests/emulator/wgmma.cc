@@ -1,11 +1,13 @@
 // wgmma: recorded by each thread at issue, performed for the whole warpgroup when somebody waits for it.
 //
-// Operands in shared memory are read as late as the hardware might read them, so that a stage released before its wgmma
-// has been waited for gives a wrong result here too; in early mode they are read at commit. Values are fp32 sums in
-// ascending order of k, each column independent of N and of where A lies: kernels that promise equal bits can be held
-// to it. (The tensor core's own rounding differs; only a GPU tells it.)
+// Registers of A are taken at issue, and must be as they were when the wgmma is waited for; the array that stands for
+// them must live so long. Operands in shared memory are read as late as the hardware might read them, so that a stage
+// released before its wgmma has been waited for gives a wrong result here too; in early mode they are read at commit.
+// Values are fp32 sums in ascending order of k, each column independent of N and of where A lies: kernels that promise
+// equal bits can be held to it. (The tensor core's own rounding differs; only a GPU tells it.)
 #include "check.h"
 
+#include <algorithm>
 #include <string.h>
 
 namespace simt
@@ -243,6 +245,9 @@ void wgmma_issue(const Wgmma &op)
         fail(op.where, "wgmma without wgmma_fence() since the start or the last wgmma_wait()");
     check_operands(current, op);
     current->wgmmas.push_back(op);
+    if (op.is_a_regs)
+        current->held_registers.push_back(
+            {op.a_from, {op.a_regs[0], op.a_regs[1], op.a_regs[2], op.a_regs[3]}, current->wgmma_groups, op.where});
 }
 
 void wgmma_commit(Loc w)
@@ -268,6 +273,15 @@ void wgmma_commit(Loc w)
     }
 }
 
+// The tensor core may read registers of A until their group is waited for; what they held is compared at each wait
+// until then.
+static void check_held_registers(Fiber *f, Loc w)
+{
+    for (const HeldRegisters &held : f->held_registers)
+        if (memcmp(held.at, held.value, sizeof held.value) != 0)
+            fail(held.where, "registers of A were changed before this wgmma was waited for (wait at line %d)", w.line);
+}
+
 void wgmma_wait(int keep, Loc w)
 {
     Fiber *f = current;
@@ -277,6 +291,10 @@ void wgmma_wait(int keep, Loc w)
     if (f->wgmma_groups <= static_cast<uint32_t>(keep))
         return;
     const uint32_t need = f->wgmma_groups - static_cast<uint32_t>(keep);
+    check_held_registers(f, w);
+    auto &held = f->held_registers;
+    held.erase(std::remove_if(held.begin(), held.end(), [&](const HeldRegisters &h) { return h.group < need; }),
+               held.end());
     while (g.done_groups < need) {
         if (g.group_lanes[need - 1] < 128) {
             g.waiters.push(f);

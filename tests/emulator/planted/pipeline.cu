@@ -85,11 +85,20 @@ __global__ void __launch_bounds__(256)
             const uint64_t a = prim::desc_128b(s.weights[stage]), b = prim::desc_128b(s.tokens[stage]);
             if (F != NO_WGMMA_FENCE)
                 prim::wgmma_fence();
-            for (uint32_t i = 0; i < BLOCK_K / 16; i++)
+            // The last sixteen columns of the weights go through registers.
+            const uint32_t row = warp % 4 * 16 + lane % 16, in_registers = BLOCK_K / 16 - 1;
+            uint32_t regs[4];
+            for (uint32_t i = 0; i < in_registers; i++)
                 // reported: next line for NO_PROXY_FENCE, NO_FULL_WAIT
                 prim::wgmma_bf16<TOKENS>(acc, a + (F == DESCRIPTOR_STEP ? 4 : 2) * i, b + 2 * i,
                                          F == NO_ACCUMULATOR_RESET || k + i > 0);
+            prim::ldmatrix_x4(regs, reinterpret_cast<const char *>(s.weights[stage]) +
+                                        hrk::swizzle128(row, in_registers * 32 + lane / 16 * 16));
+            __syncwarp(); // the warp's one arrival speaks for all lanes' reads
+            prim::wgmma_bf16_ra<TOKENS>(acc, regs, b + 2 * in_registers, true);
             prim::wgmma_commit();
+            if (F == EARLY_OVERWRITE)
+                regs[0] ^= 1; // reported: EARLY_OVERWRITE
             if (F == EARLY_RELEASE || (F == RELEASE_OF_ONE_WARP && warp == 6)) {
                 if (lane == 0)
                     prim::mbar_arrive(&s.empty[stage]);
@@ -151,10 +160,10 @@ bool run_pipeline(Fault fault)
     const int error =
         launch_one<LaunchPipeline, NONE, WRONG_SWIZZLE, WRONG_FULL_PARITY, WRONG_EMPTY_PARITY, NO_FULL_WAIT,
                    NO_EMPTY_WAIT, EARLY_RELEASE, RELEASE_OF_ONE_WARP, SHORT_BYTES, LONG_BYTES, DESCRIPTOR_STEP,
-                   UNMASKED_TAIL, NO_PROXY_FENCE, NO_WGMMA_FENCE, NO_WGMMA_WAIT, NO_ACCUMULATOR_RESET, NO_COPY_ARRIVAL,
-                   NO_STORE_BARRIER, NO_STORE_FENCE, NO_STORE_READ_WAIT, STORE_NOT_COMMITTED, EXIT_WITH_STORE,
-                   BARRIER_COUNT, OVER_ARRIVAL, EMPTY_COUNT, NO_INIT_BARRIER, EXIT_WITH_LOAD>(fault, d_out.get(),
-                                                                                              d_w.get(), d_x.get());
+                   UNMASKED_TAIL, NO_PROXY_FENCE, NO_WGMMA_FENCE, NO_WGMMA_WAIT, EARLY_OVERWRITE, NO_ACCUMULATOR_RESET,
+                   NO_COPY_ARRIVAL, NO_STORE_BARRIER, NO_STORE_FENCE, NO_STORE_READ_WAIT, STORE_NOT_COMMITTED,
+                   EXIT_WITH_STORE, BARRIER_COUNT, OVER_ARRIVAL, EMPTY_COUNT, NO_INIT_BARRIER, EXIT_WITH_LOAD>(
+            fault, d_out.get(), d_w.get(), d_x.get());
     const std::vector<hrk_bf16> out = d_out.values();
     if (error || out.empty())
         return false;

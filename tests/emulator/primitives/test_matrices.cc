@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(128) wgmma_kernel(float *c, const hrk_bf16 *a,
 {
     unsigned char *tile_a = dyn_smem(), *tile_b = tile_a + 64 * 128;
     const uint32_t t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4;
+    uint32_t fragments[K / 16][4]; // all of them until the wait
     float acc[N / 2];
 
     for (uint32_t i = t; i < 64 * K; i += 128)
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(128) wgmma_kernel(float *c, const hrk_bf16 *a,
     for (uint32_t k = 0; k < K / 16; k++) {
         const uint64_t desc_a = prim::desc_128b(tile_a) + 2 * k;
         const int add = k > 0;
-        uint32_t regs[4];
+        uint32_t(&regs)[4] = fragments[k];
         for (uint32_t q = 0; q < 4; q++)
             regs[q] =
                 *reinterpret_cast<const uint32_t *>(a + (row + 8 * (q & 1)) * K + k * 16 + t % 4 * 2 + 8 * (q >> 1));

@@ -43,6 +43,7 @@ struct Wgmma {
     float *acc;
     uint64_t a, b; // descriptors; a is not used with is_a_regs
     uint32_t a_regs[4];
+    const uint32_t *a_from; // where a_regs lie; null without is_a_regs
     uint16_t n;
     bool is_a_regs, is_b_mn_major, is_added; // is_added: to what the accumulators hold
     Loc where;
@@ -240,19 +241,19 @@ inline uint64_t desc_128b_mn(const void *smem, SIMT_HERE)
 template <int N> inline void wgmma_bf16(float (&acc)[N / 2], uint64_t desc_a, uint64_t desc_b, int scale_d, SIMT_HERE)
 {
     static_assert(simt::is_wgmma_n(N), "prim.h lists the widths");
-    simt::wgmma_issue({acc, desc_a, desc_b, {0, 0, 0, 0}, N, false, false, scale_d != 0, w});
+    simt::wgmma_issue({acc, desc_a, desc_b, {0, 0, 0, 0}, nullptr, N, false, false, scale_d != 0, w});
 }
 template <int N>
 inline void wgmma_bf16_ra(float (&acc)[N / 2], const uint32_t (&a)[4], uint64_t desc_b, int scale_d, SIMT_HERE)
 {
     static_assert(simt::is_wgmma_n(N), "prim.h lists the widths");
-    simt::wgmma_issue({acc, 0, desc_b, {a[0], a[1], a[2], a[3]}, N, true, false, scale_d != 0, w});
+    simt::wgmma_issue({acc, 0, desc_b, {a[0], a[1], a[2], a[3]}, a, N, true, false, scale_d != 0, w});
 }
 template <int N>
 inline void wgmma_bf16_tb(float (&acc)[N / 2], const uint32_t (&a)[4], uint64_t desc_b, int scale_d, SIMT_HERE)
 {
     static_assert(simt::is_wgmma_n(N) && N <= 64, "an MN-major tile is 64 wide");
-    simt::wgmma_issue({acc, 0, desc_b, {a[0], a[1], a[2], a[3]}, N, true, true, scale_d != 0, w});
+    simt::wgmma_issue({acc, 0, desc_b, {a[0], a[1], a[2], a[3]}, a, N, true, true, scale_d != 0, w});
 }
 
 // ---------------------------------------------------------------- barriers, registers, dependence, clusters
