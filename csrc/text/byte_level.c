@@ -39,3 +39,30 @@ bool hr_byte_level_decode(const char *spelling, size_t len, char *out, size_t *o
     *out_len = n;
     return true;
 }
+
+/* The character that spells a byte: the inverse of byte_of. */
+static uint32_t character_of(unsigned byte)
+{
+    if (byte < 33)
+        return 0x100 + byte;
+    if (byte >= 127 && byte <= 160)
+        return 0x100 + byte - 94;
+    return byte == 173 ? 0x143 : byte;
+}
+
+size_t hr_byte_level_encode(const char *bytes, size_t len, char *out)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < len; i++) {
+        uint32_t c = character_of((unsigned char)bytes[i]);
+
+        if (c < 0x80) {
+            out[n++] = (char)c;
+        } else { /* two bytes: no character of the alphabet is above U+0143 */
+            out[n++] = (char)(0xC0 | c >> 6);
+            out[n++] = (char)(0x80 | (c & 0x3F));
+        }
+    }
+    return n;
+}

@@ -14,9 +14,10 @@ ALLOWED = {
     "format": {"base", "format"},
     "model": {"base", "format", "model"},
     "text": {"base", "format", "text"},
+    "convert": {"base", "format", "model", "text", "convert"},
     "backend": {"base", "format", "model", "backend"},
     "engine": {"base", "format", "model", "backend", "engine"},
-    "api": {"base", "format", "model", "text", "backend", "engine", "api"},
+    "api": {"base", "format", "model", "text", "convert", "backend", "engine", "api"},
     "server": {"base", "server"},
     "cli": {"base", "server", "cli"},
 }
