@@ -141,6 +141,6 @@ void hr_cpu_attention(hr_cpu *cpu, const hr_layer *layer, uint32_t index)
     hr_cpu_tap(cpu, HR_TAP_V, index, cpu->v, T, kv_cols);
     attend(&stage);
     hr_cpu_tap(cpu, HR_TAP_ATTENTION, index, cpu->mix, T, q_cols);
-    hr_cpu_prepare_rows(cpu, cpu->mix, q_cols, T, cpu->prepared);
+    hr_cpu_prepare_rows(cpu, cpu->mix, q_cols, T, hr_cpu_kinds_of(&w->out), &cpu->prepared);
     hr_cpu_multiply(cpu, &out, 1);
 }

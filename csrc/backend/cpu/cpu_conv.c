@@ -58,6 +58,6 @@ void hr_cpu_conv(hr_cpu *cpu, const hr_layer *layer, uint32_t index)
                     (uint64_t)T * H < 8192 ? cpu->batch->n_spans * stage.n_blocks : 1, conv_loop, &stage);
     hr_cpu_tap(cpu, HR_TAP_CONV_BX, index, cpu->norm, T, H);
     hr_cpu_tap(cpu, HR_TAP_CONV_Y, index, cpu->mix, T, H);
-    hr_cpu_prepare_rows(cpu, cpu->mix, H, T, cpu->prepared);
+    hr_cpu_prepare_rows(cpu, cpu->mix, H, T, hr_cpu_kinds_of(&w->out_proj), &cpu->prepared);
     hr_cpu_multiply(cpu, &out, 1);
 }

@@ -20,7 +20,6 @@ static void final_norm_loop(void *user, uint32_t worker, uint32_t begin, uint32_
     const head_stage *stage = user;
     hr_cpu *cpu = stage->cpu;
     uint32_t H = cpu->arch->hidden_size;
-    size_t row_bytes = cpu->kernels->prepared_bytes(H);
 
     (void)worker;
     for (uint32_t i = begin; i < end; i++) {
@@ -28,7 +27,7 @@ static void final_norm_loop(void *user, uint32_t worker, uint32_t begin, uint32_
 
         cpu->kernels->rmsnorm(cpu->x + (size_t)stage->batch->outputs[stage->first + i].row * H, cpu->model->final_norm,
                               H, cpu->arch->norm_eps, row);
-        cpu->kernels->prepare(row, H, (unsigned char *)cpu->prepared + i * row_bytes);
+        hr_cpu_prepare_row(cpu, row, H, hr_cpu_kinds_of(&cpu->weights.head), &cpu->prepared, i);
     }
 }
 
@@ -74,7 +73,7 @@ void hr_cpu_head(hr_cpu *cpu)
     for (uint32_t first = 0; first < batch->n_outputs; first += cpu->logit_rows) {
         uint32_t n = batch->n_outputs - first < cpu->logit_rows ? batch->n_outputs - first : cpu->logit_rows;
         head_stage stage = {cpu, batch, first};
-        hr_cpu_product head = {.w = &cpu->model->head, .in = cpu->prepared, .n_rows = n, .out = cpu->logits};
+        hr_cpu_product head = {.w = &cpu->weights.head, .in = cpu->prepared, .n_rows = n, .out = cpu->logits};
 
         hr_cpu_pool_run(cpu->pool, n, hr_cpu_row_grain(H), final_norm_loop, &stage);
         hr_cpu_tap(cpu, HR_TAP_FINAL_NORM, n_layers, cpu->norm, n, H);

@@ -14,13 +14,25 @@ typedef struct multiply_stage {
     uint32_t n, tile;
 } multiply_stage;
 
+/* Outputs [begin, end) of w, for all rows of the product. */
+static void multiply_tile(const hr_cpu *cpu, hr_cpu_worker *worker, const hr_cpu_product *p, const hr_matrix *w,
+                          uint32_t begin, uint32_t end, float *y, size_t stride)
+{
+    const void *in = p->in.rows[hr_cpu_rows_of(w)];
+
+    if (w->is_packed)
+        cpu->kernels->linear_packed(w, begin, end, in, p->n_rows, y, stride, worker->linear_scratch);
+    else
+        cpu->kernels->linear(w, begin, end, in, p->n_rows, y, stride, worker->linear_scratch);
+}
+
 static void gated_tile(hr_cpu *cpu, hr_cpu_worker *worker, const hr_cpu_product *p, uint32_t begin, uint32_t end)
 {
     uint32_t n = end - begin;
     float *gate = worker->tile, *up = gate + (size_t)p->n_rows * n;
 
-    cpu->kernels->linear(p->w, begin, end, p->in, p->n_rows, gate, n, worker->linear_scratch);
-    cpu->kernels->linear(p->up, begin, end, p->in, p->n_rows, up, n, worker->linear_scratch);
+    multiply_tile(cpu, worker, p, p->w, begin, end, gate, n);
+    multiply_tile(cpu, worker, p, p->up, begin, end, up, n);
     for (uint32_t r = 0; r < p->n_rows; r++)
         cpu->kernels->swiglu(gate + (size_t)r * n, up + (size_t)r * n, n, p->out + (size_t)r * p->w->rows + begin);
 }
@@ -29,7 +41,7 @@ static void linear_tile(hr_cpu *cpu, hr_cpu_worker *worker, const hr_cpu_product
 {
     size_t stride = p->w->rows;
 
-    cpu->kernels->linear(p->w, begin, end, p->in, p->n_rows, p->out + begin, stride, worker->linear_scratch);
+    multiply_tile(cpu, worker, p, p->w, begin, end, p->out + begin, stride);
     for (uint32_t r = 0; r < p->n_rows; r++) {
         float *out = p->out + r * stride + begin;
 
@@ -97,23 +109,32 @@ typedef struct row_stage {
     hr_cpu *cpu;
     const float *in, *weight;
     uint32_t cols;
-    void *prepared;
+    hr_cpu_row_kinds kinds;
+    const hr_cpu_prepared *to;
 } row_stage;
+
+void hr_cpu_prepare_row(const hr_cpu *cpu, const float *in, uint32_t cols, hr_cpu_row_kinds kinds,
+                        const hr_cpu_prepared *to, size_t r)
+{
+    if (kinds & 1u << HR_CPU_ROWS_WIDE)
+        cpu->kernels->prepare(in, cols, to->rows[HR_CPU_ROWS_WIDE] + r * cpu->kernels->prepared_bytes(cols));
+    if (kinds & 1u << HR_CPU_ROWS_INT8)
+        cpu->kernels->prepare_int8(in, cols, to->rows[HR_CPU_ROWS_INT8] + r * hr_int8_row_bytes(cols));
+}
 
 static void prepare_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
 {
     const row_stage *stage = user;
-    size_t row_bytes = stage->cpu->kernels->prepared_bytes(stage->cols);
 
     (void)worker;
     for (size_t r = begin; r < end; r++)
-        stage->cpu->kernels->prepare(stage->in + r * stage->cols, stage->cols,
-                                     (unsigned char *)stage->prepared + r * row_bytes);
+        hr_cpu_prepare_row(stage->cpu, stage->in + r * stage->cols, stage->cols, stage->kinds, stage->to, r);
 }
 
-void hr_cpu_prepare_rows(hr_cpu *cpu, const float *in, uint32_t cols, uint32_t n_rows, void *prepared)
+void hr_cpu_prepare_rows(hr_cpu *cpu, const float *in, uint32_t cols, uint32_t n_rows, hr_cpu_row_kinds kinds,
+                         const hr_cpu_prepared *to)
 {
-    row_stage stage = {.cpu = cpu, .in = in, .cols = cols, .prepared = prepared};
+    row_stage stage = {.cpu = cpu, .in = in, .cols = cols, .kinds = kinds, .to = to};
 
     hr_cpu_pool_run(cpu->pool, n_rows, hr_cpu_row_grain(cols), prepare_loop, &stage);
 }
@@ -129,10 +150,14 @@ static void norm_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
     prepare_loop(user, worker, begin, end);
 }
 
-void hr_cpu_norm_rows(hr_cpu *cpu, const float *weight)
+void hr_cpu_norm_rows(hr_cpu *cpu, const float *weight, hr_cpu_row_kinds kinds)
 {
-    row_stage stage = {
-        .cpu = cpu, .in = cpu->norm, .weight = weight, .cols = cpu->arch->hidden_size, .prepared = cpu->prepared};
+    row_stage stage = {.cpu = cpu,
+                       .in = cpu->norm,
+                       .weight = weight,
+                       .cols = cpu->arch->hidden_size,
+                       .kinds = kinds,
+                       .to = &cpu->prepared};
 
     hr_cpu_pool_run(cpu->pool, cpu->n_rows, hr_cpu_row_grain(stage.cols), norm_loop, &stage);
 }
