@@ -16,6 +16,7 @@ static const char *const names[HR_TAP_COUNT] = {
     [HR_TAP_ROUTER_LOGITS] = "router_logits",
     [HR_TAP_ROUTER_IDS] = "router_ids",
     [HR_TAP_ROUTER_WEIGHTS] = "router_weights",
+    [HR_TAP_FFN_ACT] = "ffn_act",
     [HR_TAP_FFN_OUT] = "ffn_out",
     [HR_TAP_LAYER_OUT] = "layer_out",
     [HR_TAP_FINAL_NORM] = "final_norm",

@@ -23,6 +23,8 @@ typedef enum hr_tap {
     HR_TAP_ROUTER_LOGITS,  /* [T, E]      */
     HR_TAP_ROUTER_IDS,     /* [T, K]      as floats, best first by sigmoid + bias */
     HR_TAP_ROUTER_WEIGHTS, /* [T, K]      in the order of the ids */
+    HR_TAP_FFN_ACT,        /* [T, F]      silu(gate) * up, before the down projection; experts: [T, K M], of each row
+                                          its K experts', the lowest id first */
     HR_TAP_FFN_OUT,        /* [T, H]      what the feed-forward adds */
     HR_TAP_LAYER_OUT,      /* [T, H]      residual stream after the layer */
     HR_TAP_FINAL_NORM,     /* [T or outputs, H] */

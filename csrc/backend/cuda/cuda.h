@@ -190,6 +190,9 @@ headrace_status hr_cuda_read(hr_cuda *cuda, const void *from, void *to, size_t n
 /* Emits rows of bf16 [n_rows, stride hrk_ld(cols)] or of fp32. Waits for the device. Nothing without a tap function. */
 headrace_status hr_cuda_tap_bf16(hr_cuda *cuda, hr_tap tap, uint32_t layer, const hrk_bf16 *rows, uint32_t n_rows,
                                  uint32_t cols, uint32_t ld, headrace_error *err);
+/* Likewise, of what lies by expert: each row's K rows of cols values side by side, the lowest expert first. */
+headrace_status hr_cuda_tap_by_expert(hr_cuda *cuda, hr_tap tap, uint32_t layer, const hrk_bf16 *rows, uint32_t n_rows,
+                                      uint32_t cols, headrace_error *err);
 headrace_status hr_cuda_tap_f32(hr_cuda *cuda, hr_tap tap, uint32_t layer, const float *rows, uint32_t n_rows,
                                 uint32_t cols, uint32_t ld, headrace_error *err);
 headrace_status hr_cuda_tap_u32(hr_cuda *cuda, hr_tap tap, uint32_t layer, const uint32_t *rows, uint32_t n_rows,

@@ -291,6 +291,8 @@ static void *pieces(size_t n, size_t size, bool *failed)
 static headrace_status take_host_memory(hr_cuda *cuda, headrace_error *err)
 {
     const hr_backend_options *o = &cuda->options;
+    size_t act_cols =
+        largest(hr_model_dense_width(cuda->model), (size_t)cuda->arch->n_experts_used * cuda->arch->expert_ffn_dim);
     bool failed = false;
 
     for (uint32_t i = 0; i < HR_CUDA_IN_FLIGHT; i++) {
@@ -311,7 +313,7 @@ static headrace_status take_host_memory(hr_cuda *cuda, headrace_error *err)
     cuda->changes.history = pieces(o->max_outputs, sizeof *cuda->changes.history, &failed);
     cuda->changes.payload = pieces(HR_CUDA_PAYLOAD_WORDS, sizeof *cuda->changes.payload, &failed);
     if (hr_cuda_has_taps(cuda))
-        cuda->tap_values = pieces(largest(largest(o->max_rows, o->max_outputs) * cuda->tap_cols,
+        cuda->tap_values = pieces(largest(largest(o->max_rows, o->max_outputs) * largest(cuda->tap_cols, act_cols),
                                           (size_t)o->max_outputs * cuda->arch->vocab_size),
                                   sizeof *cuda->tap_values, &failed);
     if (failed)

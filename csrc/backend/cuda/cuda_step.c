@@ -267,6 +267,7 @@ static headrace_status run_dense(walk *w, const float *next_norm, headrace_error
     HR_PASS(norm(w, w->layer->ffn_norm, err));
     HR_PASS(tap(w, HR_TAP_FFN_NORM, cuda->xn, cuda->arch->hidden_size, err));
     LAUNCH(w, hrk_gate_up(&args, &w->on));
+    HR_PASS(tap(w, HR_TAP_FFN_ACT, cuda->act, w->layer->source->dense.gate.rows, err));
     HR_PASS(residual_product(w, HR_TAP_FFN_OUT, &w->layer->down, cuda->act, NULL, err));
     return next_norm ? norm(w, next_norm, err) : HEADRACE_OK;
 }
@@ -329,6 +330,9 @@ static headrace_status run_experts(walk *w, const float *next_norm, headrace_err
 
     HR_PASS(route(w, err));
     LAUNCH(w, hrk_gate_up(&gate_up, &w->on));
+    if (has_taps(w))
+        HR_PASS(hr_cuda_tap_by_expert(cuda, HR_TAP_FFN_ACT, w->index, cuda->act, w->batch->n_rows,
+                                      cuda->arch->expert_ffn_dim, err));
     LAUNCH(w, hrk_down(&down, &w->on));
     LAUNCH(w, hrk_combine(&combine, &w->on));
     return combine.sum ? tap(w, HR_TAP_FFN_OUT, combine.sum, combine.H, err) : HEADRACE_OK;

@@ -73,9 +73,9 @@ static void two_chunkings_of_one_path_are_equal(void **state)
     assert_int_equal(int_of(json_object_get(json, "left"), "chunk"), N);
     assert_int_equal(int_of(json_object_get(json, "right"), "chunk"), 3);
     assert_string_equal(text_of(json_object_get(json, "right"), "compute"), "plain");
-    /* 4 conv layers of 7 and 2 attention layers of 9 taps, 4 of them with 3 of the router; embed, final norm, logits.
+    /* 4 conv layers of 8 and 2 attention layers of 10 taps, 4 of them with 3 of the router; embed, final norm, logits.
      */
-    assert_int_equal(json_array_size(taps), 4 * 7 + 2 * 9 + 4 * 3 + 3);
+    assert_int_equal(json_array_size(taps), 4 * 8 + 2 * 10 + 4 * 3 + 3);
     json_array_foreach(taps, i, tap)
     {
         assert_int_equal(int_of(tap, "rows"), N);
