@@ -14,6 +14,7 @@
 
 #include "backend/cpu/cpu_kernels.h"
 #include "backend/cpu/cpu_pool.h"
+#include "backend/cpu/cpu_weights.h"
 
 enum {
     HR_CPU_ALIGNMENT = 64,
@@ -24,7 +25,7 @@ enum {
 
 /* What one thread has for itself. */
 typedef struct hr_cpu_worker {
-    void *linear_scratch; /* kernels->linear_scratch_bytes of the widest matrix */
+    void *linear_scratch; /* kernels->linear_scratch_bytes of the widest matrix, at least HR_CPU_PACKED_SCRATCH */
     float *tile;          /* [2, max_rows, HR_CPU_TILE_MAX]: gate and up before they are multiplied */
     float *scores;        /* [Nq / Nkv, max_context] */
     float *head;          /* [D] */
@@ -34,11 +35,16 @@ typedef struct hr_cpu_worker {
     hr_sampler *sampler;
 } hr_cpu_worker;
 
+/* Rows prepared for products, in each of the two forms; one that no matrix wants is not made. */
+typedef struct hr_cpu_prepared {
+    unsigned char *rows[HR_CPU_ROWS_KINDS];
+} hr_cpu_prepared;
+
 /* One matrix product over rows, as a piece of a stage: out = W in (+ bias), and residual += out if there is one; or,
  * with `up`, out = silu(W in) * (up in) (equation 15). */
 typedef struct hr_cpu_product {
     const hr_matrix *w, *up;
-    const void *in; /* prepared rows of w->cols */
+    hr_cpu_prepared in; /* rows of w->cols, as w and up want them */
     uint32_t n_rows;
     float *out;          /* [n_rows, w->rows] */
     const float *bias;   /* [w->rows] or NULL */
@@ -51,6 +57,7 @@ typedef struct hr_cpu {
     const hr_model *model;
     const hr_arch *arch;
     const hr_cpu_kernels *kernels;
+    hr_cpu_weights weights;
     hr_backend_options options;
     hr_cpu_pool *pool;
     uint32_t n_threads, n_steps_begun;
@@ -84,9 +91,9 @@ typedef struct hr_cpu {
     float *out;                 /* [T, H], what operator or feed-forward adds */
     float *wide;                /* [T, max(3H, (Nq + 2 Nkv) D)]: B, C, x rows; or q, k, v blocks */
     float *q, *k, *v;           /* inside wide: [T, Nq D], [T, Nkv D], [T, Nkv D] */
-    void *prepared;             /* [T] prepared rows of max(H, Nq D) */
+    hr_cpu_prepared prepared;   /* [T] rows of max(H, Nq D) */
     float *act;                 /* [T, F] or [T K, M], between the two halves of a feed-forward */
-    void *prepared_act;         /* prepared rows of act; and before that the rows gathered for experts */
+    hr_cpu_prepared act_rows;   /* rows of act; and before that the rows gathered for experts */
     float *logits;              /* [logit_rows, V] */
 
     /* Mixture layers. */
@@ -114,12 +121,29 @@ static inline uint32_t hr_cpu_row_grain(uint32_t n)
     return n >= 8192 ? 1 : 8192 / (n > 0 ? n : 1);
 }
 
+/* A set of hr_cpu_rows, one bit each. */
+typedef uint32_t hr_cpu_row_kinds;
+static inline hr_cpu_row_kinds hr_cpu_kinds_of(const hr_matrix *w)
+{
+    return 1u << hr_cpu_rows_of(w);
+}
+
+/* Bytes from one row of `cols` values to the next. */
+static inline size_t hr_cpu_row_bytes(const hr_cpu *cpu, hr_cpu_rows kind, uint32_t cols)
+{
+    return kind == HR_CPU_ROWS_INT8 ? hr_int8_row_bytes(cols) : cpu->kernels->prepared_bytes(cols);
+}
+
 /* cpu_linear.c: one stage that does n products side by side (they share no outputs). */
 void hr_cpu_multiply(hr_cpu *cpu, hr_cpu_product *products, uint32_t n);
-/* Equation 2 for every row of x into norm, and prepared for a product. */
-void hr_cpu_norm_rows(hr_cpu *cpu, const float *weight);
-/* Prepares n_rows rows of `cols` values. */
-void hr_cpu_prepare_rows(hr_cpu *cpu, const float *in, uint32_t cols, uint32_t n_rows, void *prepared);
+/* Prepares one row in each of `kinds`; row r of `to`. */
+void hr_cpu_prepare_row(const hr_cpu *cpu, const float *in, uint32_t cols, hr_cpu_row_kinds kinds,
+                        const hr_cpu_prepared *to, size_t r);
+/* Prepares n_rows rows of `cols` values in each of `kinds`: what the matrices that follow want. */
+void hr_cpu_prepare_rows(hr_cpu *cpu, const float *in, uint32_t cols, uint32_t n_rows, hr_cpu_row_kinds kinds,
+                         const hr_cpu_prepared *to);
+/* Equation 2 for every row of x into norm, and prepared. */
+void hr_cpu_norm_rows(hr_cpu *cpu, const float *weight, hr_cpu_row_kinds kinds);
 
 /* The two operators (equations 4-7 and 8-14): from norm and prepared to out, added to x. */
 void hr_cpu_conv(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
@@ -127,6 +151,8 @@ void hr_cpu_attention(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
 /* The two feed-forwards (15 and 16-19), likewise. */
 void hr_cpu_ffn(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
 void hr_cpu_moe(hr_cpu *cpu, const hr_layer *layer, uint32_t index);
+/* What the matrices want that read the rows of either. */
+hr_cpu_row_kinds hr_cpu_ffn_kinds(const hr_cpu *cpu, const hr_layer *layer);
 /* cpu_head.c: equation 20 and sampling for the rows that are outputs. */
 void hr_cpu_head(hr_cpu *cpu);
 

@@ -37,7 +37,8 @@ static void lay_out_worker(const hr_cpu *cpu, hr_cpu_worker *worker, size_t wide
 {
     const hr_arch *arch = cpu->arch;
 
-    worker->linear_scratch = hr_carve(c, 1, cpu->kernels->linear_scratch_bytes((uint32_t)widest_cols));
+    worker->linear_scratch =
+        hr_carve(c, 1, largest(cpu->kernels->linear_scratch_bytes((uint32_t)widest_cols), HR_CPU_PACKED_SCRATCH));
     worker->tile = hr_carve(c, (size_t)2 * cpu->options.max_rows * HR_CPU_TILE_MAX, sizeof(float));
     worker->scores = hr_carve(c, (size_t)arch->n_heads / arch->n_kv_heads * cpu->max_context, sizeof(float));
     worker->head = hr_carve(c, arch->head_dim, sizeof(float));
@@ -67,16 +68,12 @@ static void lay_out_moe(hr_cpu *cpu, hr_carver *c)
 static void lay_out(hr_cpu *cpu, hr_carver *c)
 {
     const hr_arch *arch = cpu->arch;
-    const hr_cpu_kernels *kernels = cpu->kernels;
     size_t T = cpu->options.max_rows, H = arch->hidden_size, D = arch->head_dim;
     size_t q_cols = arch->n_heads * D, kv_cols = arch->n_kv_heads * D;
     size_t mix_cols = largest(H, q_cols), F = hr_model_dense_width(cpu->model);
     size_t n_gathered = T * arch->n_experts_used, M = arch->expert_ffn_dim;
-    size_t act_bytes =
-        largest(T * kernels->prepared_bytes((uint32_t)F), n_gathered * kernels->prepared_bytes((uint32_t)M));
     hr_cpu_worker ignored = {0};
 
-    act_bytes = largest(act_bytes, n_gathered * kernels->prepared_bytes((uint32_t)H));
     for (uint32_t i = 0; i < 2; i++)
         lay_out_batch(&cpu->options, &cpu->batches[i], c);
     cpu->rope_rate = hr_carve(c, D / 2, sizeof(double));
@@ -91,9 +88,15 @@ static void lay_out(hr_cpu *cpu, hr_carver *c)
     cpu->q = cpu->wide;
     cpu->k = cpu->wide ? cpu->q + T * q_cols : NULL;
     cpu->v = cpu->wide ? cpu->k + T * kv_cols : NULL;
-    cpu->prepared = hr_carve(c, T, kernels->prepared_bytes((uint32_t)mix_cols));
+    for (uint32_t kind = 0; kind < HR_CPU_ROWS_KINDS; kind++)
+        cpu->prepared.rows[kind] = hr_carve(c, T, hr_cpu_row_bytes(cpu, (hr_cpu_rows)kind, (uint32_t)mix_cols));
     cpu->act = hr_carve(c, largest(T * F, n_gathered * M), sizeof(float));
-    cpu->prepared_act = hr_carve(c, 1, act_bytes);
+    for (uint32_t kind = 0; kind < HR_CPU_ROWS_KINDS; kind++) {
+        size_t dense = T * hr_cpu_row_bytes(cpu, (hr_cpu_rows)kind, (uint32_t)F);
+        size_t gathered = n_gathered * hr_cpu_row_bytes(cpu, (hr_cpu_rows)kind, (uint32_t)largest(H, M));
+
+        cpu->act_rows.rows[kind] = hr_carve(c, 1, largest(dense, gathered));
+    }
     cpu->logits = hr_carve(c, (size_t)cpu->logit_rows * arch->vocab_size, sizeof(float));
     if (arch->n_experts > 0)
         lay_out_moe(cpu, c);
@@ -175,7 +178,8 @@ static headrace_status sizes(const hr_model *model, const hr_backend_options *op
     HR_PASS(plan(&cpu, model, options, err));
     *out = (hr_backend_sizes){.page_bytes = cpu.page_bytes,
                               .slot_bytes = cpu.slot_values * sizeof(float),
-                              .scratch_bytes = cpu.scratch_bytes + cpu.n_threads * sampler_bytes(cpu.arch->vocab_size)};
+                              .scratch_bytes = cpu.scratch_bytes + cpu.n_threads * sampler_bytes(cpu.arch->vocab_size) +
+                                               hr_cpu_weights_bytes(model, options)};
     return HEADRACE_OK;
 }
 
@@ -245,6 +249,7 @@ static void close_instance(hr_backend *backend)
     hr_cpu_pool_destroy(cpu->pool);
     for (uint32_t i = 0; cpu->workers && i < cpu->n_threads; i++)
         hr_sampler_destroy(cpu->workers[i].sampler);
+    hr_cpu_weights_close(&cpu->weights);
     free(cpu->slot_token);
     give_back(cpu->scratch, cpu->scratch_bytes);
     give_back(cpu->state, cpu->state_bytes);
@@ -266,6 +271,7 @@ static headrace_status open_instance(const hr_model *model, const hr_backend_opt
     cpu->workers = NULL;
     HR_TRY_GOTO(failed, take_memory(cpu, n_pages, n_slots, err));
     HR_TRY_GOTO(failed, start_workers(cpu, err));
+    HR_TRY_GOTO(failed, hr_cpu_weights_open(model, options, cpu->pool, &cpu->weights, err));
     for (uint32_t j = 0; j < cpu->arch->head_dim / 2; j++)
         cpu->rope_rate[j] = pow((double)cpu->arch->rope_theta, -2.0 * j / cpu->arch->head_dim);
     *out = &cpu->base;

@@ -20,18 +20,30 @@ void hr_cpu_ffn(hr_cpu *cpu, const hr_layer *layer, uint32_t index)
     const hr_ffn_weights *w = &layer->dense;
     uint32_t T = cpu->n_rows;
     hr_cpu_product gated = {.w = &w->gate, .up = &w->up, .in = cpu->prepared, .n_rows = T, .out = cpu->act};
-    hr_cpu_product down = {.w = &w->down, .in = cpu->prepared_act, .n_rows = T, .out = cpu->out, .residual = cpu->x};
+    hr_cpu_product down = {.w = &w->down, .in = cpu->act_rows, .n_rows = T, .out = cpu->out, .residual = cpu->x};
 
     hr_cpu_multiply(cpu, &gated, 1);
     hr_cpu_tap(cpu, HR_TAP_FFN_ACT, index, cpu->act, T, w->gate.rows);
-    hr_cpu_prepare_rows(cpu, cpu->act, w->gate.rows, T, cpu->prepared_act);
+    hr_cpu_prepare_rows(cpu, cpu->act, w->gate.rows, T, hr_cpu_kinds_of(&w->down), &cpu->act_rows);
     hr_cpu_multiply(cpu, &down, 1);
 }
 
 typedef struct moe_stage {
     hr_cpu *cpu;
     const hr_layer *layer;
+    hr_cpu_row_kinds in_kinds, down_kinds; /* what the experts' matrices want */
 } moe_stage;
+
+hr_cpu_row_kinds hr_cpu_ffn_kinds(const hr_cpu *cpu, const hr_layer *layer)
+{
+    hr_cpu_row_kinds kinds = 0;
+
+    if (!layer->is_moe)
+        return hr_cpu_kinds_of(&layer->dense.gate) | hr_cpu_kinds_of(&layer->dense.up);
+    for (uint32_t e = 0; e < cpu->arch->n_experts; e++)
+        kinds |= hr_cpu_kinds_of(&layer->experts[e].gate) | hr_cpu_kinds_of(&layer->experts[e].up);
+    return kinds;
+}
 
 static float dot(const float *a, const float *b, uint32_t n)
 {
@@ -128,13 +140,17 @@ static void place_rows(hr_cpu *cpu)
 
 static void gather_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
 {
-    hr_cpu *cpu = ((const moe_stage *)user)->cpu;
-    size_t row_bytes = cpu->kernels->prepared_bytes(cpu->arch->hidden_size);
+    const moe_stage *stage = user;
+    const hr_cpu *cpu = stage->cpu;
 
     (void)worker;
-    for (size_t i = begin; i < end; i++)
-        memcpy((unsigned char *)cpu->prepared_act + i * row_bytes,
-               (const unsigned char *)cpu->prepared + cpu->gathered_row[i] * row_bytes, row_bytes);
+    for (uint32_t kind = 0; kind < HR_CPU_ROWS_KINDS; kind++) {
+        size_t row_bytes = hr_cpu_row_bytes(cpu, (hr_cpu_rows)kind, cpu->arch->hidden_size);
+
+        for (size_t i = begin; (stage->in_kinds & 1u << kind) && i < end; i++)
+            memcpy(cpu->act_rows.rows[kind] + i * row_bytes,
+                   cpu->prepared.rows[kind] + cpu->gathered_row[i] * row_bytes, row_bytes);
+    }
 }
 
 static void combine_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
@@ -179,7 +195,7 @@ static uint32_t list_products(hr_cpu *cpu, const hr_layer *layer, bool is_down)
 {
     const hr_arch *arch = cpu->arch;
     uint32_t n = 0;
-    size_t in_bytes = cpu->kernels->prepared_bytes(is_down ? arch->expert_ffn_dim : arch->hidden_size);
+    uint32_t in_cols = is_down ? arch->expert_ffn_dim : arch->hidden_size;
 
     for (uint32_t e = 0; e < arch->n_experts; e++) {
         const hr_ffn_weights *w = &layer->experts[e];
@@ -189,7 +205,9 @@ static uint32_t list_products(hr_cpu *cpu, const hr_layer *layer, bool is_down)
 
         if (n_rows == 0)
             continue;
-        *p = (hr_cpu_product){.in = (const unsigned char *)cpu->prepared_act + first * in_bytes, .n_rows = n_rows};
+        *p = (hr_cpu_product){.n_rows = n_rows};
+        for (uint32_t kind = 0; kind < HR_CPU_ROWS_KINDS; kind++)
+            p->in.rows[kind] = cpu->act_rows.rows[kind] + first * hr_cpu_row_bytes(cpu, (hr_cpu_rows)kind, in_cols);
         p->w = is_down ? &w->down : &w->gate;
         p->up = is_down ? NULL : &w->up;
         p->out = is_down ? cpu->expert_out + first * arch->hidden_size : cpu->act + first * arch->expert_ffn_dim;
@@ -225,14 +243,16 @@ static void tap_act(hr_cpu *cpu, uint32_t index)
 
 void hr_cpu_moe(hr_cpu *cpu, const hr_layer *layer, uint32_t index)
 {
-    moe_stage stage = {cpu, layer};
+    moe_stage stage = {.cpu = cpu, .layer = layer, .in_kinds = hr_cpu_ffn_kinds(cpu, layer)};
     uint32_t H = cpu->arch->hidden_size, n_gathered = cpu->n_rows * cpu->arch->n_experts_used;
 
+    for (uint32_t e = 0; e < cpu->arch->n_experts; e++)
+        stage.down_kinds |= hr_cpu_kinds_of(&layer->experts[e].down);
     route(&stage, index);
     hr_cpu_pool_run(cpu->pool, n_gathered, hr_cpu_row_grain(H), gather_loop, &stage);
     hr_cpu_multiply(cpu, cpu->products, list_products(cpu, layer, false));
     tap_act(cpu, index);
-    hr_cpu_prepare_rows(cpu, cpu->act, cpu->arch->expert_ffn_dim, n_gathered, cpu->prepared_act);
+    hr_cpu_prepare_rows(cpu, cpu->act, cpu->arch->expert_ffn_dim, n_gathered, stage.down_kinds, &cpu->act_rows);
     hr_cpu_multiply(cpu, cpu->products, list_products(cpu, layer, true));
     hr_cpu_pool_run(cpu->pool, cpu->n_rows, hr_cpu_row_grain(H), combine_loop, &stage);
 }

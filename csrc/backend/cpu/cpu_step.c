@@ -32,13 +32,22 @@ static void embed_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end
     }
 }
 
+/* What the matrices want that read the operator's rows. */
+static hr_cpu_row_kinds operator_kinds(const hr_layer *layer)
+{
+    if (layer->operator== HR_OPERATOR_CONV)
+        return hr_cpu_kinds_of(&layer->conv.in_proj);
+    return hr_cpu_kinds_of(&layer->attention.q) | hr_cpu_kinds_of(&layer->attention.k) |
+           hr_cpu_kinds_of(&layer->attention.v);
+}
+
 /* Equation 3. */
 static void run_layer(hr_cpu *cpu, uint32_t index)
 {
-    const hr_layer *layer = &cpu->model->layers[index];
+    const hr_layer *layer = &cpu->weights.layers[index];
     uint32_t T = cpu->n_rows, H = cpu->arch->hidden_size;
 
-    hr_cpu_norm_rows(cpu, layer->operator_norm);
+    hr_cpu_norm_rows(cpu, layer->operator_norm, operator_kinds(layer));
     hr_cpu_tap(cpu, HR_TAP_OPERATOR_NORM, index, cpu->norm, T, H);
     switch (layer->operator) {
     case HR_OPERATOR_CONV:
@@ -50,7 +59,7 @@ static void run_layer(hr_cpu *cpu, uint32_t index)
     }
     hr_cpu_tap(cpu, HR_TAP_OPERATOR_OUT, index, cpu->out, T, H);
 
-    hr_cpu_norm_rows(cpu, layer->ffn_norm);
+    hr_cpu_norm_rows(cpu, layer->ffn_norm, hr_cpu_ffn_kinds(cpu, layer));
     hr_cpu_tap(cpu, HR_TAP_FFN_NORM, index, cpu->norm, T, H);
     if (layer->is_moe)
         hr_cpu_moe(cpu, layer, index);
