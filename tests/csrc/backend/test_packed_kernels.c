@@ -285,12 +285,49 @@ static void many_rows_too(void **state)
     for_each_table(check_many);
 }
 
+/* Every weight the largest or the smallest of its type, every activation +-127: where sums of 16 bits that are added
+ * too early would saturate or wrap. */
+static void check_extremes(const hr_cpu_kernels *table)
+{
+    enum { OUTPUTS = 16, COLS = 256, ROWS = 9 };
+    void *scratch = aligned(HR_CPU_PACKED_SCRATCH);
+    float x[COLS];
+
+    for (uint32_t i = 0; i < TYPES * 4; i++) {
+        problem p = make_problem(types[i / 4], OUTPUTS, COLS, ROWS, true);
+        size_t bytes = hr_pack_bytes(types[i / 4], OUTPUTS, COLS), row_bytes = hr_int8_row_bytes(COLS);
+        size_t chunk = p.w.dtype == HR_Q4_0 || p.w.dtype == HR_Q8_0 ? bytes / 4 : bytes;
+
+        for (size_t b = 0; b < bytes; b++) {
+            if (b % chunk >= 64) /* behind the scales */
+                p.weights.at[b] = i % 2 ? 0xFF : 0;
+        }
+        for (uint32_t r = 0; r < ROWS; r++) {
+            for (uint32_t c = 0; c < COLS; c++)
+                x[c] = i % 4 < 2 || hr_rng_at(r, c) & 1 ? 1 : -1;
+            hr_cpu_kernels_plain.prepare_int8(x, COLS, p.rows.at + r * row_bytes);
+        }
+        hr_cpu_kernels_plain.linear_packed(&p.w, 0, OUTPUTS, p.rows.at, ROWS, p.expected, OUTPUTS, scratch);
+        check_range(table, &p, 0, OUTPUTS, 0, ROWS, scratch);
+        check_range(table, &p, 0, OUTPUTS, 0, 1, scratch);
+        free_problem(&p);
+    }
+    free(scratch);
+}
+
+static void the_largest_weights_and_activations_do_not_overflow(void **state)
+{
+    (void)state;
+    for_each_table(check_extremes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_equal_the_plain_ones_bit_for_bit),
         cmocka_unit_test(products_equal_the_plain_ones_bit_for_bit),
         cmocka_unit_test(many_rows_too),
+        cmocka_unit_test(the_largest_weights_and_activations_do_not_overflow),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
