@@ -175,22 +175,67 @@ typedef struct hrk_tables {
  * at byte r * 128, its 16-byte chunk c at position c ^ (r & 7). A strip is 64 rows of one group member; strip s of all
  * n_groups members lies together: block (s, k, g) at index (s * ld(cols)/64 + k) * n_groups + g. rows are those of one
  * member, padded to ld(rows) with zeros. gate and up are 2 groups, B, C and x of in_proj 3, everything else 1.
- * A stack of experts is E such matrices one after the other. */
-typedef enum hrk_layout { HRK_ROW_MAJOR, HRK_TILED } hrk_layout;
+ * A stack of experts is E such matrices one after the other.
+ * Quantised tiles hold the bits of a GGUF block format, and stand for the bf16 values that its dequantised fp32 values
+ * round to. A strip's blocks are in the same order; a block is four slices of 16 rows, hrk_slice_bytes each
+ * (linear/quantised.h has the bits). Formats with 256 values a block keep their fp16 scales in the `head` of every
+ * fourth column block's slices, from the first on; their cols are multiples of 256, those of others of 32. */
+typedef enum hrk_layout {
+    HRK_ROW_MAJOR,
+    HRK_TILED,
+    HRK_TILED_Q4_0,
+    HRK_TILED_Q8_0,
+    HRK_TILED_Q4_K,
+    HRK_TILED_Q5_K,
+    HRK_TILED_Q6_K
+} hrk_layout;
+static inline HRK_BOTH bool hrk_is_quantised(hrk_layout layout)
+{
+    return layout > HRK_TILED;
+}
+typedef struct hrk_slice {
+    uint32_t bytes, head; /* of 16 rows x 64 columns; head more where the column block's number is a multiple of 4 */
+} hrk_slice;
+static inline HRK_BOTH hrk_slice hrk_slice_of(hrk_layout layout)
+{
+    hrk_slice s = {64 + 512, 0}; /* scales, then four bits a value */
+
+    if (layout == HRK_TILED_Q8_0)
+        s.bytes += 512;
+    if (layout == HRK_TILED_Q5_K)
+        s.bytes += 128;
+    if (layout == HRK_TILED_Q6_K)
+        s.bytes += 256;
+    if (layout == HRK_TILED_Q4_K || layout == HRK_TILED_Q5_K)
+        s.head = 64;
+    if (layout == HRK_TILED_Q6_K)
+        s.head = 32;
+    return s;
+}
 typedef struct hrk_matrix {
-    const hrk_bf16 *data;
+    const hrk_bf16 *data; /* quantised: its bytes */
     uint32_t rows,
         cols;          /* of one group member; row-major groups lie one after the other: [n_groups * rows, ld(cols)] */
     uint32_t n_groups; /* 1, 2 or 3 */
     uint32_t n_stack;  /* experts, else 1 */
     hrk_layout layout;
 } hrk_matrix;
-/* bf16 values of one stack member. */
+/* bf16 values of one stack member that is not quantised. */
 static inline HRK_BOTH size_t hrk_matrix_values(uint32_t rows, uint32_t cols, uint32_t n_groups, hrk_layout layout)
 {
     size_t r = layout == HRK_TILED ? hrk_ld(rows) : rows;
 
     return r * n_groups * hrk_ld(cols);
+}
+/* Bytes of one stack member, in any layout. */
+static inline HRK_BOTH size_t hrk_matrix_bytes(uint32_t rows, uint32_t cols, uint32_t n_groups, hrk_layout layout)
+{
+    hrk_slice s = hrk_slice_of(layout);
+    size_t blocks = hrk_ld(cols) / 64, slices = (size_t)(hrk_ld(rows) / 16) * n_groups;
+
+    if (!hrk_is_quantised(layout))
+        return hrk_matrix_values(rows, cols, n_groups, layout) * sizeof(hrk_bf16);
+    return slices * (blocks * s.bytes + (blocks + 3) / 4 * s.head);
 }
 
 typedef enum hrk_source { HRK_SOURCE_BF16, HRK_SOURCE_F16, HRK_SOURCE_F32 } hrk_source;
@@ -209,6 +254,20 @@ typedef struct hrk_pack_args {
                          a thread */
 } hrk_pack_args;
 int hrk_pack(const hrk_pack_args *args, const hrk_launch *on);
+
+/* Puts rows [first_row, first_row + n_rows) of one group member of one stack member, lying in `from` as GGUF's blocks
+ * of the layout's format, row after row, where the layout wants them: no bit of a value changes. Whole strips:
+ * first_row is a multiple of 64, and so is n_rows or it ends at rows. Row and column padding is written too, as zeros.
+ */
+typedef struct hrk_pack_quantised_args {
+    const void *from;
+    void *to; /* of the matrix */
+    uint32_t rows, cols, n_groups, group, stack;
+    uint32_t first_row, n_rows;
+    hrk_layout layout;
+    bool pair_rotary; /* as in hrk_pack_args */
+} hrk_pack_quantised_args;
+int hrk_pack_quantised(const hrk_pack_quantised_args *args, const hrk_launch *on);
 
 /* Random bf16 of mean 0 and standard deviation `deviation` (the sum of four uniforms), a pure function of seed and
  * index in the matrix's memory: dummy weights. Padding columns and rows are written as zeros. */
@@ -271,7 +330,7 @@ typedef struct hrk_linear_args {
     hrk_epilogue epilogue;
     void *out;
 } hrk_linear_args;
-/* Row-major weights: mma.sync kernel, any architecture from sm_80. Tiled: wgmma kernel, sm_90a. */
+/* Row-major weights: mma.sync kernel, any architecture from sm_80. Tiled, quantised or not: wgmma kernel, sm_90a. */
 int hrk_linear(const hrk_linear_args *args, const hrk_launch *on);
 
 /* h = bf16( bf16(silu(bf16 gate)) * bf16 up ) of every row (dense layers), or, with experts, of every (row, choice) in
@@ -406,6 +465,8 @@ typedef struct hrk_qkv_args {
     hrk_tables tables;
     uint32_t max_rows;
     hrk_matrix w; /* [(Nq + 2 Nkv) D, H] */
+    /* Of quantised w: q, k and v lie one after the other, each a matrix of its own format; w.layout is that of q. */
+    hrk_layout k_layout, v_layout;
     const hrk_bf16 *in;
     const float *q_norm, *k_norm; /* [D] */
     float eps;

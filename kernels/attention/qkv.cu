@@ -40,9 +40,10 @@ struct Place {
 };
 
 template <int N, int CONSUMERS> constexpr int place_bytes = 2 * N *CONSUMERS *(int)sizeof(Place);
-template <int N, int CONSUMERS>
-using Tiling = wgmma::Shape<N, 1, CONSUMERS, false, 64,
-                            CONSUMERS * wgmma::Store<N, 64>::BYTES + place_bytes<N, CONSUMERS>, CONSUMERS == 1 ? 2 : 1>;
+template <int N, int CONSUMERS, bool IS_QUANTISED>
+using Tiling =
+    wgmma::Shape<N, 1, CONSUMERS, false, 64, CONSUMERS * wgmma::Store<N, 64>::BYTES + place_bytes<N, CONSUMERS>,
+                 CONSUMERS == 1 ? 2 : 1, IS_QUANTISED>;
 
 // Eight consecutive floats.
 __device__ __forceinline__ void load8(const float *from, float (&v)[8])
@@ -212,27 +213,52 @@ template <class S> __global__ void __launch_bounds__(S::THREADS, S::PER_SM) qkv_
     wgmma::run<S, false>(p.problem, block, epilogue);
 }
 
-template <int N, int CONSUMERS> constexpr wgmma::Choice<Params> choice()
+template <int N, int CONSUMERS, bool IS_QUANTISED> constexpr wgmma::Choice<Params> choice()
 {
-    using S = Tiling<N, CONSUMERS>;
+    using S = Tiling<N, CONSUMERS, IS_QUANTISED>;
 
     return {qkv_kernel<S>, wgmma::variant_of<S>()};
 }
 
 bool is_supported(const hrk_qkv_args *args)
 {
+    const bool is_quantised = hrk_is_quantised(args->w.layout);
+
+    if (is_quantised && !(hrk_is_quantised(args->k_layout) && wgmma::has_whole_blocks(args->k_layout, args->w.cols) &&
+                          hrk_is_quantised(args->v_layout) && wgmma::has_whole_blocks(args->v_layout, args->w.cols)))
+        return false;
     return wgmma::is_tiled(args->w, 1, args->max_rows) && args->w.n_stack == 1 && args->kv.D == HEAD &&
            args->kv.P > 0 && args->Nq > 0 && args->kv.Nkv > 0 && args->w.rows == (args->Nq + 2 * args->kv.Nkv) * HEAD &&
            args->kv.page_stride % 8 == 0;
+}
+
+// Quantised q, k and v: a matrix each.
+void set_segments(wgmma::Problem *p, const hrk_qkv_args *args)
+{
+    const uint32_t heads[3] = {args->Nq, args->kv.Nkv, args->kv.Nkv};
+    const hrk_layout layouts[3] = {args->w.layout, args->k_layout, args->v_layout};
+    const unsigned char *data = reinterpret_cast<const unsigned char *>(args->w.data);
+    uint32_t first = 0;
+
+    for (int i = 0; i < 3; i++) {
+        p->segments[i] = wgmma::Segment{data, first, layouts[i]};
+        first += heads[i];
+        data += hrk_matrix_bytes(heads[i] * HEAD, args->w.cols, 1, layouts[i]);
+    }
+    p->n_segments = 3;
 }
 
 } // namespace
 
 int qkv_as(const hrk_qkv_args *args, const hrk_launch *on, int variant)
 {
-    static const wgmma::Choice<Params> choices[QKV_VARIANTS] = {choice<16, 1>(), choice<32, 1>(), choice<64, 1>(),
-                                                                choice<128, 2>(), choice<192, 2>()};
+    static const wgmma::Choice<Params> tables[2][QKV_VARIANTS] = {
+        {choice<16, 1, false>(), choice<32, 1, false>(), choice<64, 1, false>(), choice<128, 2, false>(),
+         choice<192, 2, false>()},
+        {choice<16, 1, true>(), choice<32, 1, true>(), choice<64, 1, true>(), choice<128, 2, true>(),
+         choice<192, 2, true>()}};
     const hrk_matrix &w = args->w;
+    const auto &choices = tables[hrk_is_quantised(w.layout)];
     Params p = {};
 
     if (!is_supported(args))
@@ -249,6 +275,8 @@ int qkv_as(const hrk_qkv_args *args, const hrk_launch *on, int variant)
     p.problem.max_rows = args->max_rows;
     p.problem.choices = 1;
     wgmma::set_matrix(&p.problem, w, choices[variant].shape);
+    if (hrk_is_quantised(w.layout))
+        set_segments(&p.problem, args);
     p.tables = args->tables;
     p.q_norm = args->q_norm;
     p.k_norm = args->k_norm;

@@ -46,8 +46,8 @@ struct Row {
 template <int CONSUMERS> constexpr int plane_count = CONSUMERS == 1 ? 2 : 3;
 template <int N, int CONSUMERS> constexpr int extra_bytes = plane_count<CONSUMERS> *N * 128 + 2 * N *(int)sizeof(Row);
 
-template <int N, int CONSUMERS, int ROWS, int PER_SM>
-using Tiling = wgmma::Shape<N, 3, CONSUMERS, CONSUMERS == 3, ROWS, extra_bytes<N, CONSUMERS>, PER_SM>;
+template <int N, int CONSUMERS, int ROWS, int PER_SM, bool IS_QUANTISED>
+using Tiling = wgmma::Shape<N, 3, CONSUMERS, CONSUMERS == 3, ROWS, extra_bytes<N, CONSUMERS>, PER_SM, IS_QUANTISED>;
 
 __device__ __forceinline__ float low(uint32_t pair)
 {
@@ -251,9 +251,9 @@ __global__ void __launch_bounds__(S::THREADS, S::PER_SM) conv_in_kernel(const __
     wgmma::run<S, false>(p.problem, block, epilogue);
 }
 
-template <int N, int CONSUMERS, int ROWS, int PER_SM> constexpr wgmma::Choice<Params> choice()
+template <int N, int CONSUMERS, int ROWS, int PER_SM, bool IS_QUANTISED> constexpr wgmma::Choice<Params> choice()
 {
-    using S = Tiling<N, CONSUMERS, ROWS, PER_SM>;
+    using S = Tiling<N, CONSUMERS, ROWS, PER_SM, IS_QUANTISED>;
 
     return {conv_in_kernel<S>, wgmma::variant_of<S>()};
 }
@@ -268,10 +268,15 @@ bool is_supported(const hrk_conv_in_args *args)
 
 int conv_in_as(const hrk_conv_in_args *args, const hrk_launch *on, int variant)
 {
-    static const wgmma::Choice<Params> choices[CONV_IN_VARIANTS] = {
-        choice<32, 1, 64, 2>(), choice<64, 1, 64, 1>(), choice<128, 3, 64, 1>(), choice<192, 3, 64, 1>(),
-        choice<16, 1, 16, 2>(), choice<32, 1, 16, 1>(), choice<64, 1, 32, 1>()};
+    static const wgmma::Choice<Params> tables[2][CONV_IN_VARIANTS] = {
+        {choice<32, 1, 64, 2, false>(), choice<64, 1, 64, 1, false>(), choice<128, 3, 64, 1, false>(),
+         choice<192, 3, 64, 1, false>(), choice<16, 1, 16, 2, false>(), choice<32, 1, 16, 1, false>(),
+         choice<64, 1, 32, 1, false>()},
+        {choice<32, 1, 64, 2, true>(), choice<64, 1, 64, 1, true>(), choice<128, 3, 64, 1, true>(),
+         choice<192, 3, 64, 1, true>(), choice<16, 1, 16, 2, true>(), choice<32, 1, 16, 1, true>(),
+         choice<64, 1, 32, 1, true>()}};
     const hrk_matrix &w = args->w;
+    const auto &choices = tables[hrk_is_quantised(w.layout)];
     Params p = {};
 
     if (!is_supported(args))

@@ -1,4 +1,5 @@
-// h = bf16(bf16(silu(bf16 gate)) * bf16 up), gate and up tiled and interleaved by strip, on Hopper; dense or by expert.
+// h = bf16(bf16(silu(bf16 gate)) * bf16 up), gate and up tiled (bf16, or quantised in one format) and interleaved by
+// strip, on Hopper; dense or by expert.
 //
 // Bound: 4 rows cols bytes of weights for each matrix that is used, up to some 250 rows for each; then 4 rows cols FLOP
 // a row. Gate and up of a strip are neighbours in memory, so a stage is one copy of 16 KiB, and their sums lie in the
@@ -23,9 +24,9 @@ struct Params {
     uint32_t h_ld;
 };
 
-template <int N, int CONSUMERS, int ROWS>
-using Tiling =
-    wgmma::Shape<N, 2, CONSUMERS, false, ROWS, CONSUMERS * wgmma::Store<N, ROWS>::BYTES, CONSUMERS == 1 ? 2 : 1>;
+template <int N, int CONSUMERS, int ROWS, bool IS_QUANTISED>
+using Tiling = wgmma::Shape<N, 2, CONSUMERS, false, ROWS, CONSUMERS * wgmma::Store<N, ROWS>::BYTES,
+                            CONSUMERS == 1 ? 2 : 1, IS_QUANTISED>;
 
 template <class S> struct Epilogue {
     using Store = wgmma::Store<S::N, S::ROWS>;
@@ -67,9 +68,9 @@ __global__ void __launch_bounds__(S::THREADS, S::PER_SM) gate_up_kernel(const __
     wgmma::run<S, true>(p.problem, block, epilogue);
 }
 
-template <int N, int CONSUMERS, int ROWS> constexpr wgmma::Choice<Params> choice()
+template <int N, int CONSUMERS, int ROWS, bool IS_QUANTISED> constexpr wgmma::Choice<Params> choice()
 {
-    using S = Tiling<N, CONSUMERS, ROWS>;
+    using S = Tiling<N, CONSUMERS, ROWS, IS_QUANTISED>;
 
     return {gate_up_kernel<S>, wgmma::variant_of<S>()};
 }
@@ -88,10 +89,13 @@ bool is_supported(const hrk_gate_up_args *args)
 
 int gate_up_wgmma_as(const hrk_gate_up_args *args, const hrk_launch *on, int variant)
 {
-    static const wgmma::Choice<Params> choices[GATE_UP_VARIANTS] = {
-        choice<16, 1, 64>(),  choice<32, 1, 64>(), choice<64, 1, 64>(), choice<96, 2, 64>(),
-        choice<128, 2, 64>(), choice<16, 1, 32>(), choice<32, 1, 32>()};
+    static const wgmma::Choice<Params> tables[2][GATE_UP_VARIANTS] = {
+        {choice<16, 1, 64, false>(), choice<32, 1, 64, false>(), choice<64, 1, 64, false>(), choice<96, 2, 64, false>(),
+         choice<128, 2, 64, false>(), choice<16, 1, 32, false>(), choice<32, 1, 32, false>()},
+        {choice<16, 1, 64, true>(), choice<32, 1, 64, true>(), choice<64, 1, 64, true>(), choice<96, 2, 64, true>(),
+         choice<128, 2, 64, true>(), choice<16, 1, 32, true>(), choice<32, 1, 32, true>()}};
     const hrk_matrix &w = args->w;
+    const auto &choices = tables[hrk_is_quantised(w.layout)];
     const hrk_routing *routing = args->routing;
     Params p = {};
 

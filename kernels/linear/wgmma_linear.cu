@@ -1,4 +1,5 @@
-// out = W in, W tiled, on Hopper: hrk_linear for tiled weights, and, with experts' lists, hrk_down.
+// out = W in, W tiled, as bf16 or quantised, on Hopper: hrk_linear for tiled weights, and, with experts' lists,
+// hrk_down.
 //
 // Bound: 2 rows cols bytes of weights a launch up to some 250 rows a step, then 2 rows cols FLOP a row. The skeleton is
 // wgmma_pipeline.h; this file adds what becomes of the sums. bf16 results pass through shared memory so that a token's
@@ -25,9 +26,9 @@ struct Params {
     uint32_t out_ld;
 };
 
-template <int N, int CONSUMERS, int ROWS>
-using Tiling =
-    wgmma::Shape<N, 1, CONSUMERS, false, ROWS, CONSUMERS * wgmma::Store<N, ROWS>::BYTES, CONSUMERS == 1 ? 2 : 1>;
+template <int N, int CONSUMERS, int ROWS, bool IS_QUANTISED>
+using Tiling = wgmma::Shape<N, 1, CONSUMERS, false, ROWS, CONSUMERS * wgmma::Store<N, ROWS>::BYTES,
+                            CONSUMERS == 1 ? 2 : 1, IS_QUANTISED>;
 
 template <class S> struct Epilogue {
     using Store = wgmma::Store<S::N, S::ROWS>;
@@ -127,9 +128,9 @@ __global__ void __launch_bounds__(S::THREADS, S::PER_SM) linear_kernel(const __g
     wgmma::run<S, false>(p.problem, block, epilogue);
 }
 
-template <int N, int CONSUMERS, int ROWS> constexpr wgmma::Choice<Params> choice()
+template <int N, int CONSUMERS, int ROWS, bool IS_QUANTISED> constexpr wgmma::Choice<Params> choice()
 {
-    using S = Tiling<N, CONSUMERS, ROWS>;
+    using S = Tiling<N, CONSUMERS, ROWS, IS_QUANTISED>;
 
     return {linear_kernel<S>, wgmma::variant_of<S>()};
 }
@@ -138,10 +139,14 @@ template <int N, int CONSUMERS, int ROWS> constexpr wgmma::Choice<Params> choice
 
 int launch_product(const Product *product, const hrk_launch *on, int variant)
 {
-    static const wgmma::Choice<Params> choices[LINEAR_VARIANTS] = {
-        choice<16, 1, 64>(),  choice<32, 1, 64>(), choice<64, 1, 64>(), choice<128, 2, 64>(),
-        choice<256, 2, 64>(), choice<16, 1, 16>(), choice<16, 1, 32>(), choice<32, 1, 32>()};
+    static const wgmma::Choice<Params> tables[2][LINEAR_VARIANTS] = {
+        {choice<16, 1, 64, false>(), choice<32, 1, 64, false>(), choice<64, 1, 64, false>(),
+         choice<128, 2, 64, false>(), choice<256, 2, 64, false>(), choice<16, 1, 16, false>(),
+         choice<16, 1, 32, false>(), choice<32, 1, 32, false>()},
+        {choice<16, 1, 64, true>(), choice<32, 1, 64, true>(), choice<64, 1, 64, true>(), choice<128, 2, 64, true>(),
+         choice<256, 2, 64, true>(), choice<16, 1, 16, true>(), choice<16, 1, 32, true>(), choice<32, 1, 32, true>()}};
     const hrk_matrix &w = product->w;
+    const auto &choices = tables[hrk_is_quantised(w.layout)];
     const hrk_routing *routing = product->routing;
     const wgmma::Load dense = wgmma::dense_load(w, product->max_rows, 0);
     Params p = {};

@@ -19,6 +19,10 @@
 // whatever follows in the stage (rows of other K blocks, tokens: written, and guarded by the same barrier), and those
 // results are never stored.
 //
+// Quantised weights (quantised.h) come to shared memory as they are; a consumer expands them to bf16 in registers, as
+// operand A of the same wgmma, 16 columns ahead of the tensor cores. The values and the chain are those of bf16 tiles,
+// so the results are, to the bit, and a step of few rows costs the bytes of the quantised weights.
+//
 // The grid is persistent. With one tile of tokens, or where the experts' lists are known so early (is_routed), the
 // first weights are asked for before griddep_wait: weights never change, so they may be read while the kernel before
 // still runs.
@@ -29,6 +33,7 @@
 #include "common/prim.h"
 #include "common/tables.h"
 #include "hrk.h"
+#include "linear/quantised.h"
 
 namespace hrk
 {
@@ -45,7 +50,8 @@ enum {
     SMEM_BLOCK = 227 * 1024,
     SMEM_SM = 228 * 1024,
     SMEM_RESERVED = 1024, // of every block, by the device
-    STAGES_MAX = 12
+    STAGES_MAX = 12,
+    SEGMENTS_MAX = 3
 };
 
 // A matrix's rows in the step: those of one expert, or all. In shared memory.
@@ -61,19 +67,23 @@ struct Tile {
 // A tile: N tokens by STRIPS strips (or ROWS rows of one strip) of GROUPS matrices.
 // BY_GROUP: the consumers share a strip, each having one of its groups; else each has a strip of its own with all
 // groups. EXTRA: bytes of shared memory that the epilogue wants. PER_SM: blocks that are to share a multiprocessor.
-template <int N_, int GROUPS_, int CONSUMERS_, bool BY_GROUP_, int ROWS_, int EXTRA_, int PER_SM_> struct Shape {
+// IS_QUANTISED: of quantised weights; a stage has room for those of the largest format.
+template <int N_, int GROUPS_, int CONSUMERS_, bool BY_GROUP_, int ROWS_, int EXTRA_, int PER_SM_, bool IS_QUANTISED_>
+struct Shape {
     static constexpr int N = N_, GROUPS = GROUPS_, CONSUMERS = CONSUMERS_, ROWS = ROWS_, PER_SM = PER_SM_;
-    static constexpr bool BY_GROUP = BY_GROUP_;
+    static constexpr bool BY_GROUP = BY_GROUP_, IS_QUANTISED = IS_QUANTISED_;
     static constexpr int STRIPS = BY_GROUP ? 1 : CONSUMERS;
     static constexpr int ACCS = BY_GROUP ? 1 : GROUPS; // accumulators of a consumer
     static constexpr int PARTS = STRIP / ROWS;         // tiles that a strip is cut into
     static constexpr int K_BLOCKS = PARTS;             // of a stage: a thin stage has more of K, not fewer bytes
     static constexpr int THREADS = WARPGROUP * (CONSUMERS + 1);
-    static constexpr int GROUP_BYTES = ROWS * 128;
+    static constexpr int GROUP_BYTES = IS_QUANTISED ? ROWS / 16 * (int)quantised::SLICE_MAX : ROWS * 128;
     static constexpr int STRIP_BYTES = GROUP_BYTES * GROUPS;
     static constexpr int WEIGHT_BYTES = STRIP_BYTES * STRIPS; // of a K block
     static constexpr int TOKEN_BYTES = N * 128;
-    static constexpr int STAGE_BYTES = (WEIGHT_BYTES + TOKEN_BYTES) * K_BLOCKS;
+    static constexpr int TOKENS_AT =
+        (WEIGHT_BYTES * K_BLOCKS + 1023) / 1024 * 1024; // in a stage: the swizzle's pattern
+    static constexpr int STAGE_BYTES = TOKENS_AT + TOKEN_BYTES * K_BLOCKS;
     static constexpr int SLICES = N / 16; // 16-byte pieces of a K block that a producer thread fetches: rows 16 apart
     // The ring, the epilogue's bytes, barriers, the schedule.
     static constexpr int EXTRA = EXTRA_;
@@ -85,8 +95,16 @@ template <int N_, int GROUPS_, int CONSUMERS_, bool BY_GROUP_, int ROWS_, int EX
 
     static_assert(N % 16 == 0 && N <= 256, "token rows go to the producer's threads in sixteens");
     static_assert(ROWS == 64 || STRIPS == 1, "a thin tile is of one strip");
-    static_assert(ROWS == 64 || (STRIP - ROWS) * 128 <= TOKEN_BYTES * K_BLOCKS, "garbage rows must lie in the stage");
+    static_assert(ROWS == 64 || IS_QUANTISED || (STRIP - ROWS) * 128 <= TOKEN_BYTES * K_BLOCKS,
+                  "garbage rows must lie in the stage");
     static_assert(EXTRA % 16 == 0 && STAGES >= 3, "too few stages to hide the memory's latency");
+};
+
+// Strips from `first` on of one quantised format.
+struct Segment {
+    const unsigned char *data;
+    uint32_t first;
+    hrk_layout layout;
 };
 
 // What the skeleton needs to know; the parameters of every kernel contain one.
@@ -107,7 +125,19 @@ struct Problem {
     uint32_t overlap; // rows that a token tile shares with the one before (conv_in)
     uint32_t max_rows;
     bool read_once; // weights are not wanted again: they leave the L2 cache first
+    // Of quantised weights, instead of `weights` and `expert_values`. A stack has one segment.
+    Segment segments[SEGMENTS_MAX];
+    uint32_t n_segments;
+    size_t expert_bytes;
 };
+
+// Written out: parameters are read from constant addresses, not copied to be indexed.
+__device__ __forceinline__ Segment segment_of(const Problem &p, uint32_t strip)
+{
+    if (p.n_segments > 2 && strip >= p.segments[2].first)
+        return p.segments[2];
+    return p.n_segments > 1 && strip >= p.segments[1].first ? p.segments[1] : p.segments[0];
+}
 
 // Tiles of n rows, N wide, each sharing `overlap` rows with the one before.
 __host__ __device__ __forceinline__ uint32_t token_tiles(uint32_t n, uint32_t N, uint32_t overlap)
@@ -236,11 +266,76 @@ template <class S> struct Walk {
 
 // ---------------------------------------------------------------- producer
 
+// The same of quantised weights: as many bytes as the strips' formats have. A thin tile's rows are slices, which lie
+// together.
+template <class S>
+__device__ __forceinline__ void load_quantised(const Block<S> &b, const Problem &p, uint32_t m, uint32_t expert,
+                                               uint32_t k, uint32_t stage, uint64_t policy)
+{
+    unsigned char *to = b.ring + stage * S::STAGE_BYTES;
+    uint64_t *full = b.full + stage;
+    auto load = [&](uint32_t at, const unsigned char *from, uint32_t bytes) {
+        if (p.read_once)
+            prim::bulk_load(to + at, from, bytes, full, policy);
+        else
+            prim::bulk_load(to + at, from, bytes, full);
+    };
+    auto find = [&](uint32_t strip, const Segment &segment, const hrk_slice &s, uint32_t block) {
+        return segment.data + expert * p.expert_bytes +
+               (strip - segment.first) * quantised::strip_bytes(s, p.k_blocks, S::GROUPS) +
+               quantised::block_offset(s, block, S::GROUPS);
+    };
+
+    if constexpr (S::PARTS == 1) {
+        const unsigned char *from[S::STRIPS];
+        uint32_t bytes[S::STRIPS], total = 0;
+
+#pragma unroll
+        for (int c = 0; c < S::STRIPS; c++) {
+            const uint32_t strip = min(m * S::STRIPS + c, p.n_strips - 1);
+            const Segment segment = segment_of(p, strip);
+            const hrk_slice s = hrk_slice_of(segment.layout);
+
+            from[c] = find(strip, segment, s, k);
+            bytes[c] = quantised::slice_bytes(s, k) * 4 * S::GROUPS;
+            total += bytes[c];
+        }
+        prim::mbar_arrive_expect_tx(full, total);
+#pragma unroll
+        for (int c = 0; c < S::STRIPS; c++)
+            load(c * S::STRIP_BYTES, from[c], bytes[c]);
+    } else {
+        constexpr uint32_t SLICES = S::ROWS / quantised::SLICE_ROWS;
+        const uint32_t strip = m / S::PARTS, part = m % S::PARTS;
+        const Segment segment = segment_of(p, strip);
+        const hrk_slice s = hrk_slice_of(segment.layout);
+        uint32_t total = 0;
+
+#pragma unroll
+        for (int i = 0; i < S::K_BLOCKS; i++)
+            total += quantised::slice_bytes(s, k + i) * SLICES * S::GROUPS;
+        prim::mbar_arrive_expect_tx(full, total);
+#pragma unroll
+        for (int i = 0; i < S::K_BLOCKS; i++) {
+            const uint32_t bytes = quantised::slice_bytes(s, k + i);
+            const unsigned char *from = find(strip, segment, s, k + i);
+
+#pragma unroll
+            for (int g = 0; g < S::GROUPS; g++)
+                load(i * S::WEIGHT_BYTES + g * SLICES * bytes, from + (g * 4 + part * SLICES) * bytes, SLICES * bytes);
+        }
+    }
+}
+
 // The weights of one stage: K blocks [k, k + K_BLOCKS) of the tile's strips. One thread.
 template <class S>
 __device__ __forceinline__ void load_weights(const Block<S> &b, const Problem &p, uint32_t m, uint32_t expert,
                                              uint32_t k, uint32_t stage, uint64_t policy)
 {
+    if constexpr (S::IS_QUANTISED) {
+        load_quantised(b, p, m, expert, k, stage, policy);
+        return;
+    }
     unsigned char *to = b.ring + stage * S::STAGE_BYTES;
     const hrk_bf16 *matrix = p.weights + expert * p.expert_values;
     uint64_t *full = b.full + stage;
@@ -344,7 +439,7 @@ __device__ __forceinline__ void produce(const Block<S> &b, const Problem &p, uin
                     load_weights(b, p, tile.m, tile.expert, k, at.stage, policy);
             }
             n_loaded++;
-            unsigned char *tokens = b.ring + at.stage * S::STAGE_BYTES + S::WEIGHT_BYTES * S::K_BLOCKS + to;
+            unsigned char *tokens = b.ring + at.stage * S::STAGE_BYTES + S::TOKENS_AT + to;
 #pragma unroll
             for (int j = 0; j < S::K_BLOCKS; j++) {
 #pragma unroll
@@ -395,7 +490,7 @@ __device__ __forceinline__ uint64_t operand(uint32_t low, uint32_t high, uint32_
 template <class S, class Epilogue>
 __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, const Lane &lane, Epilogue &epilogue)
 {
-    const uint64_t a0 = prim::desc_128b(b.ring), b0 = prim::desc_128b(b.ring + S::WEIGHT_BYTES * S::K_BLOCKS);
+    const uint64_t a0 = prim::desc_128b(b.ring), b0 = prim::desc_128b(b.ring + S::TOKENS_AT);
     const uint32_t mine = lane.consumer * (S::BY_GROUP ? S::GROUP_BYTES : S::STRIP_BYTES);
     const uint32_t a_low = (uint32_t)a0 + mine / 16, a_high = (uint32_t)(a0 >> 32);
     const uint32_t b_low = (uint32_t)b0, b_high = (uint32_t)(b0 >> 32);
@@ -447,6 +542,84 @@ __device__ __forceinline__ void consume(const Block<S> &b, const Problem &p, con
     }
 }
 
+// The same of quantised weights. Each step of 16 columns is a group of wgmma of its own: while the tensor cores have
+// one, the registers of the next are made; those of the step before are free once it has been waited for.
+template <class S, class Epilogue>
+__device__ __forceinline__ void consume_quantised(const Block<S> &b, const Problem &p, const Lane &lane,
+                                                  Epilogue &epilogue)
+{
+    const uint64_t b0 = prim::desc_128b(b.ring + S::TOKENS_AT);
+    const uint32_t b_low = (uint32_t)b0, b_high = (uint32_t)(b0 >> 32);
+    const uint32_t n_tiles = __shfl_sync(0xffffffffu, b.counts[1], 0);
+    const uint32_t begin_at = p.k_blocks > S::K_BLOCKS ? S::K_BLOCKS : 0;
+    const uint32_t strip_at = S::BY_GROUP ? 0 : lane.consumer * S::STRIP_BYTES;
+    const bool has_rows = S::PARTS == 1 || lane.warp * 16 < (uint32_t)S::ROWS; // others multiply zeros
+    uint32_t a[2][4] = {};
+    Walk<S> walk(b, p);
+    Position<S> at;
+
+    for (uint32_t index = blockIdx.x; index < n_tiles; index += gridDim.x) {
+        float acc[S::ACCS][S::N / 2] = {};
+        uint32_t before = S::STAGES;
+        const Tile tile = walk.find(index);
+        const uint32_t strip = S::PARTS > 1  ? tile.m / S::PARTS
+                               : S::BY_GROUP ? tile.m
+                                             : min(tile.m * S::STRIPS + lane.consumer, p.n_strips - 1);
+        const hrk_layout layout = (hrk_layout)__shfl_sync(0xffffffffu, (uint32_t)segment_of(p, strip).layout, 0);
+        const hrk_slice slice = hrk_slice_of(layout);
+        quantised::Head head[S::ACCS] = {};
+
+        for (uint32_t k = 0; k < p.k_blocks; k += S::K_BLOCKS) {
+            prim::mbar_wait(b.full + at.stage, at.phase);
+            prim::fence_proxy_async(); // token rows were written by cp.async, wgmma reads through the other proxy
+#pragma unroll 1
+            for (uint32_t j = 0; j < (uint32_t)S::K_BLOCKS; j++) {
+                const uint32_t bytes = quantised::slice_bytes(slice, k + j);
+                const unsigned char *mine = b.ring + at.stage * S::STAGE_BYTES + strip_at + j * S::WEIGHT_BYTES +
+                                            ((S::BY_GROUP ? lane.consumer * (S::ROWS / 16) : 0) + lane.warp) * bytes;
+                const uint32_t tokens = at.stage * S::STAGE_BYTES + j * S::TOKEN_BYTES;
+
+#pragma unroll
+                for (int g = 0; g < S::ACCS; g++) {
+                    const unsigned char *from = mine + g * (S::ROWS / 16) * bytes;
+                    quantised::Fragments f;
+
+                    if (has_rows) {
+                        if ((k + j) % 4 == 0)
+                            quantised::read_head(layout, from, lane.lane, &head[g]);
+                        quantised::read_slice(layout, from, lane.lane, &f);
+                    }
+#pragma unroll
+                    for (int q = 0; q < K_BLOCK / 16; q++) {
+                        if (has_rows)
+                            quantised::expand(layout, f, head[g], q, a[q % 2]);
+                        prim::wgmma_fence();
+                        prim::wgmma_bf16_ra<S::N>(acc[g], a[q % 2], operand(b_low, b_high, tokens + 32 * q), 1);
+                        prim::wgmma_commit();
+                        if (g == 0 && q == 0 && j == 0 && k == begin_at)
+                            epilogue.begin(tile, lane);
+                        prim::wgmma_wait<1>();
+                        if (g == 0 && q == 0 && j == 0 && before < (uint32_t)S::STAGES) {
+                            __syncwarp(); // all lanes have read the stage before
+                            if (lane.lane == 0)
+                                prim::mbar_arrive(b.empty + before);
+                        }
+                    }
+                }
+            }
+            before = at.stage;
+            at.advance();
+        }
+#pragma unroll
+        for (int g = 0; g < S::ACCS; g++)
+            prim::wgmma_wait<0>(acc[g]);
+        __syncwarp();
+        if (lane.lane == 0)
+            prim::mbar_arrive(b.empty + before);
+        epilogue.finish(tile, acc, lane);
+    }
+}
+
 // The body of a kernel. The epilogue has
 //   begin(tile, lane): while a tile's first products run, to ask for what finish will want;
 //   finish(tile, acc, lane): with the sums; it may use the block's extra bytes and its consumer's barrier.
@@ -490,7 +663,12 @@ __device__ __forceinline__ void run(const Problem &p, const Block<S> &b, Epilogu
             prim::reg_inc<232>();
         if constexpr (S::CONSUMERS == 3)
             prim::reg_inc<152>();
-        consume(b, p, Lane{group, t % WARPGROUP, warp % 4, t % 32}, epilogue);
+        const Lane lane = {group, t % WARPGROUP, warp % 4, t % 32};
+
+        if constexpr (S::IS_QUANTISED)
+            consume_quantised(b, p, lane, epilogue);
+        else
+            consume(b, p, lane, epilogue);
     }
 }
 
