@@ -18,9 +18,9 @@ typedef struct hr_imatrix_entry {
     const char *name; /* terminated; arena */
     uint32_t n_experts;
     uint32_t n_columns;
-    float *mean_squares; /* [n_experts][n_columns], finite, >= 0, not all zero; arena */
-    uint32_t n_unseen;   /* experts that no row reached: they carry the mean of the others */
-    uint32_t n_rare;     /* experts whose own figures were blended with the mean of all (see hr_imatrix_open) */
+    float *mean_squares; /* [n_experts][n_columns], finite, >= 0, an expert's never all zero; arena */
+    uint32_t n_unseen;   /* experts that no row reached: they have the mean of the others, or ones if there is none */
+    uint32_t n_rare;     /* experts that fewer than HR_IMATRIX_PRIOR_ROWS rows reached: they lean on the mean */
 } hr_imatrix_entry;
 
 typedef struct hr_imatrix {
@@ -34,14 +34,14 @@ typedef struct hr_imatrix {
     hr_arena arena;
 } hr_imatrix;
 
-/* Reads either form. An expert with c rows gets (c x own mean + K x mean over all rows of the tensor) / (c + K),
- * K = HR_IMATRIX_PRIOR_ROWS: c rows of noise say little about 2048 columns, and a column that happened to be silent in
- * them must not be free to round badly. An expert that no row reached thus has the mean of the others. One log line
- * says how many experts of which tensors were unseen. Dense matrices are taken as they are. The older form keeps no
- * counts per expert; its experts are taken as they are, too.
+/* Reads either form. An expert that c rows reached gets (c x own mean + K x mean over all rows of the tensor, scaled to
+ * the own mean's size) / (c + K), K = HR_IMATRIX_PRIOR_ROWS: c rows of noise say little about 2048 columns, and a
+ * column that happened to be silent in them must not be free to round badly. An expert that no row reached thus has the
+ * mean of the others. One log line says how many experts that concerns. Dense matrices are taken as they are. The older
+ * form keeps no counts per expert (it has ones for those that no row reached); its figures are taken as they are, too.
  *
  * Errors: E_IO (cannot be read), E_MODEL (not such a file, cut off, a sum that is negative or not finite, sums without
- * counts, a tensor that no row reached at all), each with path and tensor or byte offset. */
+ * counts, the same tensor twice), E_MEMORY, each with path and tensor or byte offset. */
 enum { HR_IMATRIX_PRIOR_ROWS = 32 };
 headrace_status hr_imatrix_open(const char *path, hr_imatrix *out, headrace_error *err);
 /* Parses a file that is already in memory, for the fuzzer. The bytes may be freed afterwards. */
@@ -71,9 +71,9 @@ typedef struct hr_imatrix_source {
     uint32_t chunk_size; /* tokens */
 } hr_imatrix_source;
 
-/* Writes the GGUF form, tensors sorted by name. Complete and on disk under its name, or not there at all: written to
- * PATH.partial and renamed. Errors: E_ARGUMENT (a name twice or too long, a sum that is negative or not finite as
- * float32), E_IO. */
+/* Writes the GGUF form, tensors sorted by name; replaces a file of that name. Complete and on disk, or not there at all
+ * (convert/output.h). Errors: E_ARGUMENT (no tensors, a name twice or too long for llama.cpp, a sum that is negative or
+ * not finite as float32), E_IO, E_MEMORY. */
 headrace_status hr_imatrix_write(const char *path, const hr_imatrix_sums *sums, size_t n_sums,
                                  const hr_imatrix_source *source, headrace_error *err);
 
