@@ -81,7 +81,7 @@ static void settle_expert(const hr_imatrix_entry *entry, uint32_t expert, double
     double prior = entry->n_experts > 1 ? HR_IMATRIX_PRIOR_ROWS : 0.0;
 
     for (uint32_t i = 0; i < entry->n_columns; i++)
-        values[i] = (float)fmin(((double)values[i] + prior * scale * mean[i]) / (rows + prior), FLT_MAX);
+        values[i] = (float)fmin(((double)values[i] + prior * scale * mean[i]) / (rows + prior), (double)FLT_MAX);
 }
 
 headrace_status hr_imatrix_settle(const hr_imatrix *imatrix, hr_imatrix_entry *entry, const float *counts,
