@@ -68,6 +68,20 @@ static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *c
     return hr_limits_device_bytes(config, &memory, sizes->scratch_bytes, available, err);
 }
 
+/* Of the host's memory the instance takes its scratch first, packed weights included: they are there for good, unlike
+ * pages of mapped files. */
+static headrace_status host_bytes(const hr_backend_sizes *sizes, uint64_t *available, headrace_error *err)
+{
+    uint64_t free_bytes = hr_available_memory();
+    const double MiB = 1048576;
+
+    if (sizes->scratch_bytes >= free_bytes)
+        return hr_fail(err, HEADRACE_E_MEMORY, "weights and work space need %.1f MiB, %.1f MiB of memory are free",
+                       (double)sizes->scratch_bytes / MiB, (double)free_bytes / MiB);
+    *available = free_bytes - sizes->scratch_bytes;
+    return HEADRACE_OK;
+}
+
 /* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again.
  */
 static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *config, hr_backend_sizes *sizes,
@@ -83,7 +97,7 @@ static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *
     if (engine->ops->device_memory)
         HR_PASS(device_bytes(engine, config, sizes, &available, err));
     else
-        available = hr_available_memory();
+        HR_PASS(host_bytes(sizes, &available, err));
     HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, available, &engine->limits, err));
     options = backend_options(config, &engine->limits);
     return engine->ops->sizes(config->model, &options, sizes, err);

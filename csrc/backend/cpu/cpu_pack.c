@@ -24,7 +24,7 @@ typedef struct packing {
     uint32_t chunk_cols; /* columns of a chunk */
     uint32_t chunk_bytes;
     uint32_t d_at, dmin_at; /* where the block of the file has its scales; the same where there is one */
-    /* Puts one block of output o into its chunk, which was zeroed; i: which block of the chunk. */
+    /* Puts one block of output o into its chunk; i: which block of the chunk. */
     void (*block)(const byte *block, uint32_t i, uint32_t o, byte *chunk);
 } packing;
 
@@ -155,6 +155,7 @@ static void pack_q6_k(const byte *block, uint32_t i, uint32_t o, byte *chunk)
 
     (void)i;
     memcpy(chunk + 2 * o, block + 208, 2);
+    memset(chunk + 32 + 2 * o, 0, 2);
     for (uint32_t s = 0; s < 16; s++)
         chunk[VECTOR + 16 * s + o] = block[192 + s];
     for (uint32_t p = 0; p < SUBBLOCKS; p++, to += (Q4_VECTORS + 2) * VECTOR) {
@@ -234,11 +235,14 @@ headrace_status hr_pack_groups(const hr_matrix *from, uint32_t first, uint32_t l
     const packing *how = packing_of(from->dtype);
     size_t group_bytes = hr_pack_group_bytes(from->dtype, from->cols);
 
+    const bool is_odd = from->cols % how->chunk_cols != 0; /* blocks are missing in the last chunk */
+
     HR_ASSERT(how && from->cols % hr_dtypes[from->dtype].block_values == 0);
     for (size_t g = first; g < last; g++) {
         byte *group = (byte *)to + g * group_bytes;
 
-        memset(group, 0, group_bytes);
+        if (is_odd || (g + 1) * HR_PACK_ROWS > from->rows)
+            memset(group, 0, group_bytes);
         for (uint32_t row = (uint32_t)g * HR_PACK_ROWS; row < from->rows && row < (g + 1) * HR_PACK_ROWS; row++) {
             *bad_row = row;
             HR_PASS(pack_row(how, from, row, group, err));
