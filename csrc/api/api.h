@@ -36,6 +36,9 @@ struct headrace_engine {
 /* Copies the caller's option struct, which may be older (smaller) than ours, over defaults already in own. Both begin
  * with size_t struct_size. E_ARGUMENT for a size of 0 or one larger than ours. */
 headrace_status hr_options_read(void *own, size_t own_size, const void *given, const char *what, headrace_error *err);
+/* Where a model lies that a caller named: *out is path, or the embedded model's folder for "tiny". Errors: E_ARGUMENT
+ * (no path), E_IO. */
+headrace_status hr_model_find(const char *path, const char **out, headrace_error *err);
 /* "auto", "bf16", "f32", or NULL for auto. */
 headrace_status hr_kv_dtype_parse(const char *name, hr_kv_dtype *out, headrace_error *err);
 /* Model functions that need weights or text. */

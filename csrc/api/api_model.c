@@ -228,6 +228,19 @@ static void describe_dtypes(headrace_model *model)
     }
 }
 
+headrace_status hr_model_find(const char *path, const char **out, headrace_error *err)
+{
+    if (!path || !path[0])
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "path", "path: is empty");
+    *out = path;
+    if (strcmp(path, "tiny") != 0 || hr_file_exists("tiny") || hr_file_is_directory("tiny"))
+        return HEADRACE_OK;
+    *out = headrace_embedded_model_path();
+    return *out
+               ? HEADRACE_OK
+               : hr_fail(err, HEADRACE_E_IO, "the embedded model was not found; set HEADRACE_TINY_MODEL to its folder");
+}
+
 headrace_status headrace_model_open(const headrace_model_options *options, headrace_model **out, headrace_error *err)
 {
     headrace_model_options own;
@@ -238,14 +251,7 @@ headrace_status headrace_model_open(const headrace_model_options *options, headr
     *out = NULL;
     headrace_model_options_init(&own);
     HR_PASS(hr_options_read(&own, sizeof own, options, "model options", err));
-    if (!own.path || !own.path[0])
-        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "path", "path: is empty");
-    if (strcmp(own.path, "tiny") == 0 && !hr_file_exists("tiny") && !hr_file_is_directory("tiny")) {
-        own.path = headrace_embedded_model_path();
-        if (!own.path)
-            return hr_fail(err, HEADRACE_E_IO,
-                           "the embedded model was not found; set HEADRACE_TINY_MODEL to its folder");
-    }
+    HR_PASS(hr_model_find(own.path, &own.path, err));
     network_options = (hr_model_open_options){.skip_weights = own.skip_weights,
                                               .dummy_weights = own.dummy_weights,
                                               .ignore_generation_config = own.ignore_generation_config,

@@ -18,6 +18,7 @@ static const struct {
     {"logits", hr_cmd_logits, "logits of token ids, to a safetensors file"},
     {"score", hr_cmd_score, "perplexity of a text file"},
     {"compare", hr_cmd_compare, "first place where the fast path leaves the plain one"},
+    {"convert", hr_cmd_convert, "a model as a GGUF file: f16, q8_0, q4_k_m, ..."},
     {"doctor", hr_cmd_doctor, "what this machine grants"},
     {"version", hr_cmd_version, "version and build"},
 };

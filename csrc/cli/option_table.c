@@ -11,16 +11,18 @@
 #define ALL ((unsigned)-1)
 
 const hr_option_group hr_option_groups[] = {
-    {"model", "Model:"},      {"device", "Computing:"}, {"max-model-len", "Engine:"}, {"host", "Server:"},
-    {"system", "Answering:"}, {"special", "Text:"},     {"ids", "Measuring:"},        {"verbose", "Every command:"},
+    {"model", "Model:"},     {"device", "Computing:"}, {"max-model-len", "Engine:"},
+    {"host", "Server:"},     {"system", "Answering:"}, {"special", "Text:"},
+    {"type", "Converting:"}, {"ids", "Measuring:"},    {"verbose", "Every command:"},
 };
 const uint32_t hr_option_group_count = sizeof hr_option_groups / sizeof hr_option_groups[0];
 
 const hr_option_def hr_option_table[] = {
     /* model */
-    {"model", NULL, 'm', HR_OPTION_TEXT, "PATH", NULL, WITH_MODEL,
+    {"model", NULL, 'm', HR_OPTION_TEXT, "PATH", NULL, WITH_MODEL | HR_FOR_CONVERT,
      "folder with safetensors, .gguf file, or \"tiny\" (instead of the argument)"},
-    {"hf", NULL, 0, HR_OPTION_TEXT, "ORG/NAME[:QUANT]", NULL, WITH_MODEL, "model in the local Hugging Face Hub cache"},
+    {"hf", NULL, 0, HR_OPTION_TEXT, "ORG/NAME[:QUANT]", NULL, WITH_MODEL | HR_FOR_CONVERT,
+     "model in the local Hugging Face Hub cache"},
     {"chat-template", NULL, 0, HR_OPTION_TEXT, "NAME|FILE", NULL, HR_FOR_SERVE | HR_FOR_RUN,
      "use this chat template instead of the checkpoint's"},
     {"generation-config", NULL, 0, HR_OPTION_TEXT, "auto|none", "auto", HR_FOR_SERVE | HR_FOR_RUN,
@@ -30,7 +32,8 @@ const hr_option_def hr_option_table[] = {
     /* computing */
     {"device", NULL, 0, HR_OPTION_TEXT, "auto|cpu|cuda|cuda:N", "auto", WITH_COMPUTE,
      "where to compute; auto: a GPU if there is one to use"},
-    {"threads", NULL, 't', HR_OPTION_UINT, "N", "0", WITH_COMPUTE, "CPU threads; 0: one a physical core"},
+    {"threads", NULL, 't', HR_OPTION_UINT, "N", "0", WITH_COMPUTE | HR_FOR_CONVERT,
+     "CPU threads; 0: one a physical core"},
     {"exact", NULL, 0, HR_OPTION_BOOL, NULL, "no", WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE,
      "the plain fp32 path: slow, the oracle of every other"},
     {"kv-cache-dtype", NULL, 0, HR_OPTION_TEXT, "auto|bf16|f32", "auto", WITH_COMPUTE,
@@ -112,6 +115,14 @@ const hr_option_def hr_option_table[] = {
     /* text */
     {"special", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "recognise special tokens in the text"},
     {"bos", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "put the beginning-of-sequence id in front"},
+    /* converting */
+    {"type", "outtype", 0, HR_OPTION_TEXT, "TYPE", NULL, HR_FOR_CONVERT,
+     "f32, f16, bf16, q8_0, q6_k, q5_k_m (or q5_k), q4_k_m (or q4_k), q4_0; the mixes are llama.cpp's"},
+    {"imatrix", NULL, 0, HR_OPTION_TEXT, "FILE", NULL, HR_FOR_CONVERT,
+     "weigh rounding errors by this importance matrix"},
+    {"allow-requantize", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_CONVERT,
+     "convert a model that is quantised already, which loses more than converting the original"},
+    {"force", "overwrite", 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_CONVERT, "replace an existing file"},
     /* files and measures */
     {"ids", NULL, 0, HR_OPTION_TEXT, "FILE.json", NULL, HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE,
      "JSON list of lists of token ids"},

@@ -15,6 +15,7 @@ int hr_cmd_bench(int argc, char **argv);
 int hr_cmd_logits(int argc, char **argv);
 int hr_cmd_score(int argc, char **argv);
 int hr_cmd_compare(int argc, char **argv);
+int hr_cmd_convert(int argc, char **argv);
 int hr_cmd_doctor(int argc, char **argv);
 int hr_cmd_version(int argc, char **argv);
 

@@ -119,15 +119,15 @@ done:
 
 /* ---------------------------------------------------------------- another GGUF file's */
 
-/* What is said anew, or holds no more. */
-static bool is_replaced(hr_gguf_string key)
+static bool is_key(hr_gguf_string key, const char *name)
 {
-    static const char *const keys[] = {"general.file_type", "general.quantization_version", "general.alignment"};
+    return key.len == strlen(name) && memcmp(key.at, name, (size_t)key.len) == 0;
+}
 
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (key.len == strlen(keys[i]) && memcmp(key.at, keys[i], key.len) == 0)
-            return true;
-    return key.len > 6 && memcmp(key.at, "split.", 6) == 0;
+/* How its file lay, which holds no more. */
+static bool is_about_layout(hr_gguf_string key)
+{
+    return is_key(key, "general.alignment") || (key.len > 6 && memcmp(key.at, "split.", 6) == 0);
 }
 
 static bool is_about_imatrix(hr_gguf_string key)
@@ -137,15 +137,28 @@ static bool is_about_imatrix(hr_gguf_string key)
     return key.len >= sizeof prefix - 1 && memcmp(key.at, prefix, sizeof prefix - 1) == 0;
 }
 
+/* What is said anew keeps its place, so that a file made by way of another one is the file made at once. */
 static void put_gguf(const hr_metadata_source *source, hr_gguf_writer *writer)
 {
+    static const char *const names[2] = {"general.file_type", "general.quantization_version"};
+    const uint32_t values[2] = {source->mix->file_type, QUANTIZATION_VERSION};
     const hr_gguf *gguf = &source->model->gguf;
+    bool was_put[2] = {false, false};
 
-    for (uint32_t i = 0; i < gguf->n_entries; i++)
-        if (!is_replaced(gguf->entries[i].key) && !(source->imatrix && is_about_imatrix(gguf->entries[i].key)))
+    for (uint32_t i = 0; i < gguf->n_entries; i++) {
+        hr_gguf_string key = gguf->entries[i].key;
+        size_t which = is_key(key, names[0]) ? 0 : is_key(key, names[1]) ? 1 : 2;
+
+        if (which < 2) {
+            hr_gguf_put_u32(writer, names[which], values[which]);
+            was_put[which] = true;
+        } else if (!is_about_layout(key) && !(source->imatrix && is_about_imatrix(key))) {
             hr_gguf_put_entry(writer, &gguf->entries[i]);
-    hr_gguf_put_u32(writer, "general.quantization_version", QUANTIZATION_VERSION);
-    hr_gguf_put_u32(writer, "general.file_type", source->mix->file_type);
+        }
+    }
+    for (size_t i = 0; i < 2; i++)
+        if (!was_put[i])
+            hr_gguf_put_u32(writer, names[i], values[i]);
 }
 
 /* What the importance was made from, in the keys of llama.cpp's quantiser. */

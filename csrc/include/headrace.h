@@ -407,6 +407,42 @@ HEADRACE_API int headrace_queue_fd(const headrace_queue *queue);
  * timeout 0 until it returns something else than HEADRACE_OK): it is named again only when new ones come. */
 HEADRACE_API size_t headrace_queue_take(headrace_queue *queue, headrace_stream **streams, size_t max);
 
+/* ---------------------------------------------------------------- conversion */
+
+typedef struct headrace_convert_options {
+    size_t struct_size;
+    const char *path;      /* the model, as in headrace_model_options */
+    const char *out;       /* the GGUF file to write. NULL: NAME-TYPE.gguf in the model's folder (beside its file; for
+                              "tiny" in the working folder) */
+    const char *type;      /* one of headrace_convert_types, upper or lower case; q4_k and q5_k are the _m mixes */
+    const char *imatrix;   /* importance matrix to weigh the rounding errors with, or NULL */
+    uint32_t n_threads;    /* 0: one a processor; the file is the same for any number */
+    bool replace;          /* an existing file may be replaced */
+    bool allow_requantize; /* the model may be quantised already */
+    /* Called from the calling thread, some times a second, with bytes written and in all; returns false to stop
+     * (E_CANCELLED). NULL for none. */
+    bool (*progress)(uint64_t done, uint64_t total, void *user);
+    void *progress_user;
+} headrace_convert_options;
+HEADRACE_API void headrace_convert_options_init(headrace_convert_options *options);
+
+typedef struct headrace_convert_info {
+    char *path;       /* the file written; freed with headrace_free */
+    const char *type; /* "Q4_K_M"; constant */
+    uint64_t n_bytes, n_parameters;
+    uint32_t n_tensors;
+} headrace_convert_info;
+
+/* Comma-separated names of the types ("f32, f16, ..."). */
+HEADRACE_API const char *headrace_convert_types(void);
+/* Writes a model as a GGUF file, with memory bounded by the threads (a few MiB each). The file comes to be under its
+ * name when it is complete and on disk; on failure nothing is left. Errors: E_ARGUMENT (type; out is the model's own
+ * file), E_IO (out exists, does not fit on the disk, cannot be written), E_MODEL (as headrace_model_open; a weight that
+ * is not finite or does not fit the type, by tensor, row and column), E_UNSUPPORTED (quantised already; a model that
+ * GGUF cannot describe), E_MEMORY, E_CANCELLED. */
+HEADRACE_API headrace_status headrace_convert(const headrace_convert_options *options, headrace_convert_info *out,
+                                              headrace_error *err);
+
 /* ---------------------------------------------------------------- research */
 
 typedef struct headrace_compute_options {
