@@ -1,6 +1,7 @@
 // hrk_qkv: in every variant, and for a row whoever is beside it, the bits of hrk_qk_rope over the products of
 // hrk::linear_wgmma, each of which has a test against plain loops.
 #include "kernels/attention/pages.h"
+#include "kernels/support/quantised_matrix.h"
 #include "kernels/support/step_block.h"
 #include "kernels/support/tiled_matrix.h"
 
@@ -19,16 +20,50 @@ uint32_t stored_row(uint32_t d)
     return d < 32 ? d / 8 * 16 + d % 8 : (d - 32) / 8 * 16 + 8 + d % 8;
 }
 
+// Queries, keys and values, each of a format of its own, one after the other in memory.
+struct QuantisedHeads {
+    QuantisedMatrix q, k, v;
+    DeviceArray<uint8_t> all;
+
+    QuantisedHeads(const QuantisedFormat (&formats)[3], uint32_t Nq, uint32_t Nkv, uint32_t cols)
+        : q(formats[0], Nq * D, cols, 1, 1, 1, true), k(formats[1], Nkv * D, cols, 1, 1, 2, true),
+          v(formats[2], Nkv * D, cols, 1, 1, 3, true), all(q.bytes() + k.bytes() + v.bytes())
+    {
+        std::vector<uint8_t> bytes = q.packed.get();
+
+        for (const QuantisedMatrix *m : {&k, &v}) {
+            const std::vector<uint8_t> more = m->packed.get();
+
+            bytes.insert(bytes.end(), more.begin(), more.end());
+        }
+        all.put(bytes);
+    }
+    Matrix plain() const
+    {
+        Matrix m(q.plain.rows + 2 * k.plain.rows, q.plain.cols, 1, 1, 0);
+
+        m.values = q.plain.values;
+        m.values.insert(m.values.end(), k.plain.values.begin(), k.plain.values.end());
+        m.values.insert(m.values.end(), v.plain.values.begin(), v.plain.values.end());
+        return m;
+    }
+};
+
 struct Layer {
     uint32_t Nq, Nkv;
     bool exact;
     Matrix matrix;
     DeviceArray<hrk_bf16> weights, plain_weights;
     DeviceArray<float> q_norm, k_norm, rope;
+    const QuantisedHeads *quantised = nullptr; // the same values, and what runs
 
     Layer(uint32_t Nq_, uint32_t Nkv_, uint32_t cols, bool exact_)
-        : Nq(Nq_), Nkv(Nkv_), exact(exact_), matrix((Nq_ + 2 * Nkv_) * D, cols, 1, 1, Nq_ + cols),
-          weights(matrix.tiled(stored_row)), plain_weights(matrix.tiled()), q_norm(D), k_norm(D), rope(POSITIONS * D)
+        : Layer(Nq_, Nkv_, exact_, Matrix((Nq_ + 2 * Nkv_) * D, cols, 1, 1, Nq_ + cols))
+    {
+    }
+    Layer(uint32_t Nq_, uint32_t Nkv_, bool exact_, const Matrix &matrix_)
+        : Nq(Nq_), Nkv(Nkv_), exact(exact_), matrix(matrix_), weights(matrix.tiled(stored_row)),
+          plain_weights(matrix.tiled()), q_norm(D), k_norm(D), rope(POSITIONS * D)
     {
         Random random(Nq);
         std::vector<float> q, k, angles;
@@ -98,6 +133,12 @@ Result run(const Layer &layer, const Pages &pages, const std::vector<hrk_bf16> &
     args.tables = step.tables(upload, pages);
     args.max_rows = step.n;
     args.w = layer.matrix.describe(layer.weights.data(), HRK_TILED);
+    if (layer.quantised) {
+        args.w = layer.matrix.describe(reinterpret_cast<const hrk_bf16 *>(layer.quantised->all.data()),
+                                       layer.quantised->q.format.layout);
+        args.k_layout = layer.quantised->k.format.layout;
+        args.v_layout = layer.quantised->v.format.layout;
+    }
     args.in = step.in.data();
     args.q_norm = layer.q_norm.data();
     args.k_norm = layer.k_norm.data();
@@ -182,6 +223,30 @@ void every_variant_has_the_bits_of_two_kernels(void **)
     }
 }
 
+void quantised_heads_of_three_formats_give_the_bits_of_their_bf16_values(void **)
+{
+    const QuantisedFormat(&f)[5] = QUANTISED_FORMATS;
+    const struct {
+        QuantisedFormat formats[3];
+        uint32_t Nq, Nkv, n_last;
+    } cases[] = {{{f[2], f[2], f[4]}, 4, 2, 6}, {{f[0], f[3], f[1]}, 3, 1, 150}, {{f[4], f[1], f[0]}, 1, 1, 0}};
+
+    for (const auto &c : cases) {
+        const QuantisedHeads heads(c.formats, c.Nq, c.Nkv, 256);
+        const Layer plain(c.Nq, c.Nkv, false, heads.plain());
+        Layer layer(c.Nq, c.Nkv, false, plain.matrix);
+        const Pages pages(PAGE, c.Nkv, D, true, SLOTS, PAGES_A_SLOT);
+        const std::vector<hrk_span> spans = spans_with(c.n_last);
+        Random random(c.Nq);
+        const std::vector<hrk_bf16> x = random_rows(random, 11 + c.n_last, 256, 1.0f);
+        const Result want = run(plain, pages, x, spans, 0);
+
+        layer.quantised = &heads;
+        for (int v = hrk::PICK_VARIANT; v < hrk::QKV_VARIANTS; v++)
+            expect_same(run(layer, pages, x, spans, v), want);
+    }
+}
+
 void a_single_block_works_through_all_tiles(void **)
 {
     const Layer layer(3, 2, 128, false);
@@ -246,7 +311,7 @@ void what_it_cannot_do_is_refused(void **)
     good.w = hrk_matrix{nullptr, 4 * D, 64, 1, 1, HRK_TILED};
     good.Nq = 2;
     good.kv = hrk_kv{nullptr, 2 * 16 * D, 16, 1, D, true};
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         hrk_qkv_args args = good;
 
         if (i == 0)
@@ -257,6 +322,8 @@ void what_it_cannot_do_is_refused(void **)
             args.w.layout = HRK_ROW_MAJOR;
         else if (i == 3)
             args.kv.P = 0;
+        else if (i == 4)
+            args.w.layout = HRK_TILED_Q8_0; // and keys and values of no format
         else
             args.kv.page_stride = 2 * 16 * D + 4;
         assert_int_equal(hrk_qkv(&args, &on), cudaErrorInvalidValue);
@@ -269,6 +336,7 @@ int main()
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_variant_has_the_bits_of_two_kernels),
+        cmocka_unit_test(quantised_heads_of_three_formats_give_the_bits_of_their_bf16_values),
         cmocka_unit_test(a_single_block_works_through_all_tiles),
         cmocka_unit_test(a_row_has_the_same_bits_alone_and_among_strangers),
         cmocka_unit_test(a_step_without_rows_writes_nothing),

@@ -1,6 +1,7 @@
 // hrk_conv_in: to the bit what a plain loop makes of the products of hrk::linear_wgmma, in every variant; and the same
 // bits however a sequence is cut into steps and whoever is beside it.
 #include "kernels/support/expect.h"
+#include "kernels/support/quantised_matrix.h"
 #include "kernels/support/step_block.h"
 #include "kernels/support/tiled_matrix.h"
 
@@ -19,9 +20,12 @@ struct Layer {
     DeviceArray<hrk_bf16> weights;
     std::vector<float> taps;
     std::vector<hrk_bf16> states;
+    const QuantisedMatrix *quantised = nullptr; // the same values, and what runs
 
-    Layer(uint32_t H_, uint32_t cols, uint32_t L_)
-        : H(H_), L(L_), matrix(H_, cols, 3, 1, H_ + cols + L_), weights(matrix.tiled())
+    Layer(uint32_t H_, uint32_t cols, uint32_t L_) : Layer(Matrix(H_, cols, 3, 1, H_ + cols + L_), L_)
+    {
+    }
+    Layer(const Matrix &matrix_, uint32_t L_) : H(matrix_.rows), L(L_), matrix(matrix_), weights(matrix.tiled())
     {
         Random random(H * 16 + L);
 
@@ -63,7 +67,7 @@ Result run(const Layer &layer, const std::vector<hrk_bf16> &states, const std::v
     args.tables.step = as_step(upload);
     args.tables.row_span = row_span.data();
     args.max_rows = n;
-    args.w = layer.matrix.describe(layer.weights.data(), HRK_TILED);
+    args.w = layer.quantised ? layer.quantised->describe() : layer.matrix.describe(layer.weights.data(), HRK_TILED);
     args.in = in.data();
     args.taps = taps.data();
     args.L = layer.L;
@@ -195,6 +199,26 @@ void a_single_block_works_through_all_tiles(void **)
         expect_same(run(layer, layer.states, rows, spans, v, 1), want);
 }
 
+void quantised_weights_give_the_bits_of_their_bf16_values(void **)
+{
+    for (const QuantisedFormat &f : QUANTISED_FORMATS) {
+        const bool is_long = f.layout == HRK_TILED_Q4_K; // wide tiles: once
+        const QuantisedMatrix weights(f, 96, 256, 3, 1, 8);
+        const Layer plain(weights.plain, 3);
+        Layer layer(weights.plain, 3);
+        const std::vector<hrk_span> spans =
+            spans_of(is_long ? std::vector<uint32_t>{3, 1, 150, 1, 60} : std::vector<uint32_t>{3, 1, 1, 12});
+        Random random(9);
+        const std::vector<hrk_bf16> rows =
+            random_rows(random, spans.back().first_row + spans.back().n_rows, 256, 0.01f);
+        const Result want = run(plain, plain.states, rows, spans, 0);
+
+        layer.quantised = &weights;
+        for (int v : is_long ? std::vector<int>{-1, 0, 1, 2, 3, 4, 5, 6} : std::vector<int>{0, 4})
+            expect_same(run(layer, layer.states, rows, spans, v), want);
+    }
+}
+
 // The rows of one sequence, in pieces of the given lengths, each a step of its own; states go round 0 and 1.
 Result in_pieces(const Layer &layer, const std::vector<hrk_bf16> &rows, const std::vector<uint32_t> &lengths)
 {
@@ -293,6 +317,7 @@ int main()
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_variant_agrees_with_the_plain_loop),
         cmocka_unit_test(a_single_block_works_through_all_tiles),
+        cmocka_unit_test(quantised_weights_give_the_bits_of_their_bf16_values),
         cmocka_unit_test(a_sequence_has_the_same_bits_however_it_is_cut),
         cmocka_unit_test(a_step_without_rows_writes_nothing),
         cmocka_unit_test(what_it_cannot_do_is_refused),
