@@ -3,12 +3,59 @@
 
 #include "backend/devices.h"
 
+#include <string.h>
+
 headrace_status hr_need_weights(const headrace_model *model, headrace_error *err)
 {
     if (model->network->file || model->network->is_dummy)
         return HEADRACE_OK;
     return hr_fail_param(err, HEADRACE_E_ARGUMENT, "model",
                          "model: '%s' was opened with skip_weights; open it again without", model->network->name);
+}
+
+/* Every id must mean the same text: a guess is an id. */
+static headrace_status check_draft_vocabulary(const headrace_model *model, const headrace_model *draft,
+                                              headrace_error *err)
+{
+    uint32_t n = model->tokenizer ? hr_tokenizer_size(model->tokenizer) : 0;
+    uint32_t n_draft = draft->tokenizer ? hr_tokenizer_size(draft->tokenizer) : 0;
+
+    if (n != n_draft)
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "draft_model",
+                             "draft_model: the tokenizer of '%s' has %u ids, that of the model '%s' %u: the vocabulary "
+                             "must be the same",
+                             draft->network->name, n_draft, model->network->name, n);
+    for (uint32_t id = 0; id < n; id++) {
+        const char *text = "", *draft_text = "";
+        size_t len = 0, draft_len = 0;
+        bool has_text = headrace_token_bytes(model, (int32_t)id, &text, &len, NULL);
+
+        if (headrace_token_bytes(draft, (int32_t)id, &draft_text, &draft_len, NULL) != has_text || len != draft_len ||
+            memcmp(text, draft_text, len) != 0)
+            return hr_fail_param(err, HEADRACE_E_ARGUMENT, "draft_model",
+                                 "draft_model: token %u of '%s' is another text than that of the model '%s': the "
+                                 "vocabulary must be the same",
+                                 id, draft->network->name, model->network->name);
+    }
+    return HEADRACE_OK;
+}
+
+static headrace_status read_speculation(const headrace_model *model, const headrace_engine_options *o,
+                                        hr_speculation *out, headrace_error *err)
+{
+    *out = (hr_speculation){.max_guesses = o->num_speculative_tokens,
+                            .lookup_max = o->prompt_lookup_max,
+                            .lookup_min = o->prompt_lookup_min};
+    if (!o->draft_model)
+        return HEADRACE_OK;
+    if (o->prompt_lookup_max > 0 || o->prompt_lookup_min > 0)
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "draft_model",
+                             "draft_model: is given together with prompt_lookup_max or prompt_lookup_min: guesses come "
+                             "either from a draft model or from prompt lookup");
+    HR_PASS(hr_need_weights(o->draft_model, err));
+    HR_PASS(check_draft_vocabulary(model, o->draft_model, err));
+    out->draft_model = o->draft_model->network;
+    return HEADRACE_OK;
 }
 
 static headrace_status read_config(const headrace_model *model, const headrace_engine_options *o,
@@ -40,6 +87,7 @@ static headrace_status read_config(const headrace_model *model, const headrace_e
         .disable_prefix_caching = o->disable_prefix_caching,
         .exact = o->exact,
     };
+    HR_PASS(read_speculation(model, o, &config->speculation, err));
     return hr_kv_dtype_parse(o->kv_cache_dtype, &config->kv_dtype, err);
 }
 

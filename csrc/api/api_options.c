@@ -74,7 +74,7 @@ void headrace_sampling_defaults(const headrace_model *model, headrace_sampling *
 
 void headrace_request_init(headrace_request *request)
 {
-    *request = (headrace_request){.struct_size = sizeof *request, .n = 1};
+    *request = (headrace_request){.struct_size = sizeof *request, .n = 1, .num_speculative_tokens = -1};
     headrace_sampling_init(&request->sampling);
 }
 

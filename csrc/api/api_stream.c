@@ -93,6 +93,8 @@ static headrace_status submit(headrace_engine *engine, const headrace_request *r
         .n_eos_ids = arch->n_eos_ids,
         .priority = request->priority,
         .cache_salt = request->cache_salt,
+        .limits_guesses = request->num_speculative_tokens >= 0,
+        .max_guesses = request->num_speculative_tokens >= 0 ? (uint32_t)request->num_speculative_tokens : 0,
     };
 
     if (request->queue) {
@@ -281,6 +283,8 @@ static void fill_times(const headrace_stream *stream, headrace_event *event)
     if (times.first_token_us)
         event->ttft_us = times.first_token_us - times.submitted_us;
     event->total_us = end - times.submitted_us;
+    event->n_draft_tokens = times.n_guesses;
+    event->n_accepted_tokens = times.n_guesses_right;
 }
 
 static void fill_prompt_logprobs(headrace_stream *stream, headrace_event *event)

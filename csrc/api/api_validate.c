@@ -117,6 +117,7 @@ headrace_status hr_validate_request(const headrace_model *model, const headrace_
     for (size_t i = 0; i < request->n_prompt_ids; i++)
         HR_PASS(check_id("prompt_ids", i, request->prompt_ids[i], vocab_size, err));
     HR_PASS(check_count("n", request->n, 0, HEADRACE_N_MAX, err));
+    HR_PASS(check_count("num_speculative_tokens", request->num_speculative_tokens, -1, HEADRACE_SPECULATIVE_MAX, err));
     HR_PASS(check_numbers(&request->sampling, err));
     HR_PASS(check_stop(model, &request->sampling, err));
     return check_ids(&request->sampling, vocab_size, err);

@@ -91,6 +91,8 @@ typedef struct hr_backend hr_backend;
 typedef struct hr_backend_ops {
     const char *name;
     uint32_t max_steps_in_flight; /* steps begun and not waited for: 1 or 2 */
+    /* Counts what penalties look at once a slot: of a span's rows at most one may be sampled with penalties. */
+    bool samples_one_penalised_row;
     /* NULL: it computes in the host's memory. Else the memory of a device, of which scratch_bytes (weights included),
      * pages and slots are taken. E_UNSUPPORTED: there is no such device, or it cannot be used, and why. */
     headrace_status (*device_memory)(uint32_t device_index, hr_device_memory *out, headrace_error *err);

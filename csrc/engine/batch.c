@@ -4,12 +4,23 @@
  *
  * A plan is turned into a batch before the results of the step before it are known. An id that is still being sampled
  * is named by where it will be (HR_TOKEN_FROM_SLOT), and counted in the history (n_pending).
+ *
+ * A guess stands in the sequence's ids behind those that are known, so each row's history is a longer piece of one
+ * array.
  */
 #include "engine/batch.h"
 
 #include "base/status.h"
 
 #include <string.h>
+
+/* Ids of the span that only the backend knows: at most one. Guesses are known. */
+static uint32_t n_pending(const hr_planned_span *span)
+{
+    uint32_t end = span->start + span->n_rows - span->n_proposed;
+
+    return end > span->sequence->n_total ? end - span->sequence->n_total : 0;
+}
 
 static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
 {
@@ -25,14 +36,16 @@ static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
             .score_id = sequence->ids[position + 1],
         };
     }
-    if (span->samples)
-        batch->outputs[at] = (hr_output){
-            .row = span->first_row + span->n_rows - 1,
+    if (!span->samples)
+        return;
+    for (uint32_t row = span->n_rows - 1 - span->n_proposed; row < span->n_rows; row++)
+        batch->outputs[at++] = (hr_output){
+            .row = span->first_row + row,
             .sampling = &sequence->sampling,
             .history = {.ids = sequence->ids,
                         .n_prompt = sequence->n_prompt,
-                        .n_total = span->start + span->n_rows,
-                        .n_pending = span->start + span->n_rows - sequence->n_total},
+                        .n_total = span->start + row + 1,
+                        .n_pending = n_pending(span)},
             .n_logprobs = sequence->n_logprobs,
             .score_id = -1,
         };
@@ -41,10 +54,10 @@ static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
 static void fill_ids(int32_t *to, const hr_planned_span *span)
 {
     const hr_sequence *sequence = span->sequence;
-    uint32_t n_known = span->n_rows;
+    uint32_t n_known = span->n_rows - n_pending(span);
 
-    if (span->start + span->n_rows > sequence->n_total)
-        to[--n_known] = HR_TOKEN_FROM_SLOT;
+    if (n_known < span->n_rows)
+        to[n_known] = HR_TOKEN_FROM_SLOT;
     memcpy(to, sequence->ids + span->start, n_known * sizeof *to);
 }
 

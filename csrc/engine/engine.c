@@ -20,6 +20,11 @@
 
 static void free_engine(hr_engine *engine)
 {
+    if (engine->proposer)
+        engine->proposer->ops->close(engine->proposer);
+    engine->proposer = NULL;
+    free(engine->jobs);
+    engine->jobs = NULL;
     if (engine->backend)
         engine->ops->close(engine->backend);
     hr_scheduler_deinit(&engine->scheduler);
@@ -51,10 +56,32 @@ static hr_backend_options backend_options(const hr_engine_config *config, const 
     };
 }
 
+/* What the model's instance takes, the draft model's, and pages and slots of both together. */
+typedef struct all_sizes {
+    hr_backend_sizes own, draft, both;
+} all_sizes;
+
+/* With speculation each slot has a spare one for the state before the guesses, and a draft model has pages and slots of
+ * its own, as many. */
+static headrace_status ask_sizes(hr_engine *engine, const hr_backend_options *options, all_sizes *out,
+                                 headrace_error *err)
+{
+    uint32_t slots_a_sequence = engine->speculation.max_guesses > 0 ? 2 : 1;
+
+    *out = (all_sizes){0};
+    HR_PASS(engine->ops->sizes(engine->model, options, &out->own, err));
+    if (engine->speculation.draft_model)
+        HR_PASS(hr_draft_sizes(engine->ops, engine->speculation.draft_model, options, &out->draft, err));
+    out->both.page_bytes = out->own.page_bytes + out->draft.page_bytes;
+    out->both.slot_bytes = slots_a_sequence * (out->own.slot_bytes + out->draft.slot_bytes);
+    out->both.scratch_bytes = out->own.scratch_bytes + out->draft.scratch_bytes;
+    return HEADRACE_OK;
+}
+
 /* On a device what is left for pages and slots depends on the scratch, and the scratch on rows and sequences. Those are
  * first decided as if the device were empty, which they can only fall below. A slot has a row of the page table, as
  * long as the context: *sizes, of the smallest batch, becomes that of the largest. */
-static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *config, hr_backend_sizes *sizes,
+static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *config, all_sizes *sizes,
                                     uint64_t *available, headrace_error *err)
 {
     hr_device_memory memory;
@@ -62,10 +89,10 @@ static headrace_status device_bytes(hr_engine *engine, const hr_engine_config *c
     hr_backend_options options;
 
     HR_PASS(engine->ops->device_memory(config->device_index, &memory, err));
-    HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, memory.total_bytes, &largest, err));
+    HR_PASS(hr_limits_decide(config, &config->model->arch, &sizes->both, memory.total_bytes, &largest, err));
     options = backend_options(config, &largest);
-    HR_PASS(engine->ops->sizes(config->model, &options, sizes, err));
-    return hr_limits_device_bytes(config, &memory, sizes->scratch_bytes, available, err);
+    HR_PASS(ask_sizes(engine, &options, sizes, err));
+    return hr_limits_device_bytes(config, &memory, sizes->both.scratch_bytes, available, err);
 }
 
 /* Of the host's memory the instance takes its scratch first, packed weights included: they are there for good, unlike
@@ -84,7 +111,7 @@ static headrace_status host_bytes(const hr_backend_sizes *sizes, uint64_t *avail
 
 /* Pages and slots have sizes that do not depend on how many there are: ask with the smallest batch, decide, ask again.
  */
-static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *config, hr_backend_sizes *sizes,
+static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *config, all_sizes *sizes,
                                      headrace_error *err)
 {
     hr_limits smallest = {.max_num_batched_tokens = 1, .max_num_seqs = 1, .max_outputs = 1, .pages_per_sequence = 1};
@@ -93,19 +120,21 @@ static headrace_status decide_limits(hr_engine *engine, const hr_engine_config *
 
     HR_PASS(hr_limits_page_tokens(config, &smallest.page_tokens, err));
     options = backend_options(config, &smallest);
-    HR_PASS(engine->ops->sizes(config->model, &options, sizes, err));
+    HR_PASS(ask_sizes(engine, &options, sizes, err));
     if (engine->ops->device_memory)
         HR_PASS(device_bytes(engine, config, sizes, &available, err));
     else
-        HR_PASS(host_bytes(sizes, &available, err));
-    HR_PASS(hr_limits_decide(config, &config->model->arch, sizes, available, &engine->limits, err));
+        HR_PASS(host_bytes(&sizes->both, &available, err));
+    HR_PASS(hr_limits_decide(config, &config->model->arch, &sizes->both, available, &engine->limits, err));
     options = backend_options(config, &engine->limits);
-    return engine->ops->sizes(config->model, &options, sizes, err);
+    return ask_sizes(engine, &options, sizes, err);
 }
 
-static void set_info(hr_engine *engine, const hr_engine_config *config, const hr_backend_sizes *sizes)
+static void set_info(hr_engine *engine, const hr_engine_config *config, const all_sizes *all)
 {
     const hr_limits *limits = &engine->limits;
+    const hr_backend_sizes *sizes = &all->own, *draft = &all->draft;
+    uint32_t n_slots = engine->proposer ? 2 * limits->max_num_seqs : limits->max_num_seqs;
     size_t kv_values = hr_arch_kv_values_per_token(&engine->model->arch) * limits->page_tokens;
 
     engine->info = (headrace_engine_info){
@@ -119,10 +148,14 @@ static void set_info(hr_engine *engine, const hr_engine_config *config, const hr
         .page_tokens = limits->page_tokens,
         .n_pages = limits->n_pages,
         .kv_bytes = (uint64_t)sizes->page_bytes * limits->n_pages,
-        .state_bytes = (uint64_t)sizes->slot_bytes * limits->max_num_seqs,
+        .state_bytes = (uint64_t)sizes->slot_bytes * n_slots,
         .scratch_bytes = sizes->scratch_bytes,
         .kv_cache_dtype = sizes->page_bytes >= kv_values * sizeof(float) ? "f32" : "bf16",
         .prefix_caching = !config->disable_prefix_caching,
+        .speculation = engine->proposer ? engine->proposer->ops->name : NULL,
+        .num_speculative_tokens = engine->speculation.max_guesses,
+        .draft_bytes = (uint64_t)draft->page_bytes * limits->n_pages + (uint64_t)draft->slot_bytes * n_slots +
+                       draft->scratch_bytes,
     };
 }
 
@@ -141,12 +174,31 @@ static bool start_thread(hr_engine *engine)
     return rc == 0;
 }
 
+static headrace_status open_proposer(hr_engine *engine, const hr_backend_options *options, headrace_error *err)
+{
+    const hr_speculation *speculation = &engine->speculation;
+
+    engine->jobs = calloc(engine->limits.max_num_seqs, sizeof *engine->jobs);
+    if (!engine->jobs)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for the guesses of %" PRIu32 " sequences",
+                       engine->limits.max_num_seqs);
+    if (speculation->proposer)
+        engine->proposer = speculation->proposer;
+    else if (!speculation->draft_model)
+        engine->proposer = &hr_proposer_lookup;
+    else
+        HR_PASS(hr_draft_open(engine->ops, speculation->draft_model, options, engine->limits.n_pages,
+                              engine->limits.max_num_seqs, &engine->proposer, err));
+    return HEADRACE_OK;
+}
+
 static headrace_status open_parts(hr_engine *engine, const hr_engine_config *config, headrace_error *err)
 {
     const hr_limits *limits = &engine->limits;
-    hr_backend_sizes sizes = {0};
+    all_sizes sizes = {0};
     hr_backend_options options;
     hr_scheduler_limits scheduler_limits;
+    bool speculates = engine->speculation.max_guesses > 0;
 
     HR_PASS(decide_limits(engine, config, &sizes, err));
     scheduler_limits = (hr_scheduler_limits){
@@ -157,15 +209,19 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
         .page_tokens = limits->page_tokens,
         .warmup_rows = hr_arch_warmup_rows(&config->model->arch),
         .prefix_caching = !config->disable_prefix_caching,
-        .max_steps_in_flight = engine->ops->max_steps_in_flight,
+        .max_steps_in_flight = engine->max_steps_in_flight,
+        .speculative_rows = speculates ? hr_engine_speculative_rows(engine) : 0,
     };
     if (!hr_scheduler_init(&engine->scheduler, &scheduler_limits))
         return hr_fail(err, HEADRACE_E_MEMORY,
                        "no memory for the tables of %" PRIu32 " pages and %" PRIu32 " sequences", limits->n_pages,
                        limits->max_num_seqs);
     options = backend_options(config, limits);
-    HR_PASS(engine->ops->open(config->model, &options, limits->n_pages, limits->max_num_seqs, &engine->backend, err));
-    for (uint32_t i = 0; i < engine->ops->max_steps_in_flight; i++)
+    HR_PASS(engine->ops->open(config->model, &options, limits->n_pages,
+                              speculates ? 2 * limits->max_num_seqs : limits->max_num_seqs, &engine->backend, err));
+    if (speculates)
+        HR_PASS(open_proposer(engine, &options, err));
+    for (uint32_t i = 0; i < engine->max_steps_in_flight; i++)
         engine->flights[i].batch = engine->ops->batch(engine->backend, i);
     engine->inbox.limits.max_queued_reqs = limits->max_num_queued_reqs;
     engine->inbox.limits.max_queued_tokens = limits->max_num_queued_tokens;
@@ -178,16 +234,21 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
 
 headrace_status hr_engine_open(const hr_engine_config *config, hr_engine **out, headrace_error *err)
 {
-    hr_engine *engine = calloc(1, sizeof *engine);
+    hr_engine *engine;
     hr_inbox_limits none = {0};
+    hr_speculation speculation;
     headrace_status status;
 
     *out = NULL;
+    HR_PASS(hr_speculation_check(&config->speculation, config->model, &speculation, err));
+    engine = calloc(1, sizeof *engine);
     if (!engine)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for an engine");
     engine->model = config->model;
     engine->ops = config->backend_ops;
     HR_ASSERT(engine->ops->max_steps_in_flight >= 1 && engine->ops->max_steps_in_flight <= HR_STEPS_IN_FLIGHT_MAX);
+    engine->speculation = speculation;
+    engine->max_steps_in_flight = speculation.max_guesses > 0 ? 1 : engine->ops->max_steps_in_flight;
     engine->seed = config->seed;
     atomic_init(&engine->n_refs, 1);
     hr_inbox_init(&engine->inbox, &none);

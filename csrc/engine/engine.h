@@ -12,6 +12,16 @@
 typedef struct hr_engine hr_engine;
 typedef struct hr_request hr_request;
 
+struct hr_proposer;
+
+/* Speculative decoding: docs/design/speculative.md. Zeroed: none. */
+typedef struct hr_speculation {
+    uint32_t max_guesses;            /* a sequence and step, at most HEADRACE_SPECULATIVE_MAX; 0: no speculation */
+    uint32_t lookup_max, lookup_min; /* prompt lookup: lengths of n-grams; 0: 4 and 2 */
+    const hr_model *draft_model;     /* borrowed; NULL: prompt lookup. Its vocabulary is the model's */
+    struct hr_proposer *proposer;    /* borrowed; not NULL: asked instead of both */
+} hr_speculation;
+
 typedef struct hr_engine_config {
     const hr_model *model; /* borrowed */
     const hr_backend_ops *backend_ops;
@@ -23,6 +33,7 @@ typedef struct hr_engine_config {
         seed; /* 0: defaults as in headrace_engine_options */
     hr_kv_dtype kv_dtype;
     bool disable_prefix_caching, exact;
+    hr_speculation speculation;
 } hr_engine_config;
 
 /* Errors: E_ARGUMENT and E_MEMORY (param names the option, the message says what fits), and what the backend reports.
@@ -45,6 +56,8 @@ typedef struct hr_submit {
     uint32_t n_eos_ids;
     int32_t priority;
     uint64_t cache_salt;
+    bool limits_guesses; /* max_guesses holds for this request: at most so many a step, 0: none */
+    uint32_t max_guesses;
     /* Called from the engine thread, at most once a step for a request that has news. Must not block, must not call
      * hr_request_release, and must not take a lock that is held around hr_request_release: that call waits for the
      * notifications of the step to end, so that neither notify nor flush runs for a request after its release. No
@@ -90,6 +103,7 @@ const headrace_token_logprobs *hr_request_prompt_logprobs(const hr_request *requ
 typedef struct hr_request_times {
     uint64_t submitted_us, started_us, first_token_us, finished_us; /* hr_now_us clock; 0: not yet */
     uint32_t n_cached_tokens;
+    uint64_t n_guesses, n_guesses_right; /* of all choices so far */
 } hr_request_times;
 hr_request_times hr_request_get_times(const hr_request *request);
 

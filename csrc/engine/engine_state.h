@@ -6,6 +6,7 @@
 #include "engine/inbox.h"
 #include "engine/limits.h"
 #include "engine/metrics.h"
+#include "engine/proposer.h"
 
 enum {
     HR_BAD_LOGITS_MAX = 3, /* so many within the window: the engine is unhealthy */
@@ -41,6 +42,8 @@ struct hr_engine {
     hr_limits limits;
     uint64_t seed;
     headrace_engine_info info;
+    hr_speculation speculation;   /* what is left open in the configuration filled in */
+    uint32_t max_steps_in_flight; /* the backend's; 1 with speculation: guesses follow what is known */
 
     _Atomic uint32_t n_refs;     /* close, and every request: a handle may be released after close */
     _Atomic uint64_t n_requests; /* seeds */
@@ -56,6 +59,8 @@ struct hr_engine {
     /* The engine thread's. */
     hr_backend *backend;
     hr_scheduler scheduler;
+    hr_proposer *proposer;                     /* NULL: no speculation */
+    hr_guess_job *jobs;                        /* [max_num_seqs] with speculation */
     hr_flight flights[HR_STEPS_IN_FLIGHT_MAX]; /* used in turn, as the scheduler's plans */
     uint64_t n_begun, n_finished, finished_us; /* steps, and when results came last */
     bool has_results;                          /* that nobody was told of */
@@ -70,6 +75,21 @@ struct hr_engine {
 
 /* The engine thread: steps until hr_inbox_stop, then ends every request with E_CLOSED. argument: the hr_engine. */
 void *hr_engine_main(void *argument);
+/* speculate.c. The first three are any thread's, the rest the engine thread's. */
+/* Checks what is asked for and fills in what was left open. E_ARGUMENT. */
+headrace_status hr_speculation_check(const hr_speculation *asked, const hr_model *model, hr_speculation *out,
+                                     headrace_error *err);
+/* Rows of a step with guesses: where more rows begin to cost as much as they bring. */
+uint32_t hr_engine_speculative_rows(const hr_engine *engine);
+/* Guesses that a sequence of the request may have in a step. */
+uint32_t hr_engine_max_guesses(const hr_engine *engine, const hr_submit *submit);
+/* Asks the proposer for the sequences that could use guesses in the next plan. E_ENGINE: its backend failed. */
+headrace_status hr_engine_guess(hr_engine *engine, headrace_error *err);
+/* Keeps the states that spans with guesses begin from. Before the plan's step. */
+void hr_engine_keep_states(hr_engine *engine, const hr_plan *plan);
+/* Commits a span, with guesses or without, of which n_tokens tokens will be appended, and puts the state back after a
+ * wrong guess. */
+void hr_engine_commit(hr_engine *engine, const hr_planned_span *span, uint32_t n_tokens);
 /* Drops a reference; the last one frees. */
 void hr_request_unref(hr_request *request);
 

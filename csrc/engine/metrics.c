@@ -116,6 +116,11 @@ void hr_metrics_read(const hr_metrics *metrics, headrace_stats *out)
     READ(rejected_context);
     READ(rejected_queue_timeout);
     READ(nan_logits);
+    READ(spec_drafts);
+    READ(spec_draft_tokens);
+    READ(spec_accepted_tokens);
+    for (uint32_t i = 0; i < HEADRACE_SPECULATIVE_MAX; i++)
+        READ(spec_accepted_at[i]);
     read_histogram(&metrics->ttft, &out->ttft_s);
     read_histogram(&metrics->itl, &out->itl_s);
     read_histogram(&metrics->e2e, &out->e2e_s);

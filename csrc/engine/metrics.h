@@ -22,6 +22,8 @@ typedef struct hr_metrics {
     _Atomic uint64_t preemptions, steps;
     _Atomic uint64_t finished_stop, finished_length, finished_error, finished_cancelled;
     _Atomic uint64_t rejected_queue_full, rejected_context, rejected_queue_timeout, nan_logits;
+    _Atomic uint64_t spec_drafts, spec_draft_tokens, spec_accepted_tokens;
+    _Atomic uint64_t spec_accepted_at[HEADRACE_SPECULATIVE_MAX];    /* by position among the guesses of a step */
     hr_histogram ttft, itl, e2e, queue, prefill, decode, inference; /* time */
     hr_histogram prompt_len, generation_len, step_tokens;           /* tokens */
     hr_histogram step_decode, step_prefill, delivery_lag;           /* time */

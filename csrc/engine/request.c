@@ -9,7 +9,7 @@
  * published; in a single total order one of the two sees the other, so no wake-up is lost and no lock is taken when
  * nobody waits.
  */
-#include "engine/request.h"
+#include "engine/engine_state.h"
 
 #include "base/clock.h"
 #include "base/status.h"
@@ -58,6 +58,7 @@ static void set_sampling(hr_request *request, const hr_submit *submit)
 static bool allocate(hr_request *request, const hr_submit *submit, const hr_request_sizes *sizes)
 {
     const headrace_sampling *sampling = submit->sampling;
+    const hr_speculation *speculation = &request->engine->speculation;
 
     request->choices = calloc(sizes->n_choices, sizeof *request->choices);
     request->ids_block = calloc((size_t)sizes->n_choices * sizes->capacity, sizeof(int32_t));
@@ -66,6 +67,13 @@ static bool allocate(hr_request *request, const hr_submit *submit, const hr_requ
     request->stop_ids = calloc((size_t)submit->n_eos_ids + sampling->n_stop_ids + 1, sizeof *request->stop_ids);
     if (!request->choices || !request->ids_block || !request->pages_block || !request->bias || !request->stop_ids)
         return false;
+    if (speculation->lookup_max > 0 && hr_engine_max_guesses(request->engine, submit) > 0) {
+        size_t size = hr_lookup_size(speculation->lookup_min, speculation->lookup_max, sizes->capacity);
+
+        request->lookup_block = calloc(sizes->n_choices * size, sizeof *request->lookup_block);
+        if (!request->lookup_block)
+            return false;
+    }
     if (sampling->n_prompt_logprobs >= 0) {
         request->prompt_logprobs = calloc(submit->n_prompt, sizeof *request->prompt_logprobs);
         if (!request->prompt_logprobs)
@@ -77,6 +85,18 @@ static bool allocate(hr_request *request, const hr_submit *submit, const hr_requ
             return false;
     }
     return true;
+}
+
+static void set_guesses(hr_request *request, const hr_submit *submit, uint32_t i, uint32_t capacity)
+{
+    const hr_speculation *speculation = &request->engine->speculation;
+    hr_sequence *sequence = &request->choices[i].sequence;
+
+    sequence->max_proposals = hr_engine_max_guesses(request->engine, submit);
+    if (request->lookup_block)
+        hr_lookup_place(&sequence->lookup, speculation->lookup_min, speculation->lookup_max,
+                        request->lookup_block +
+                            i * hr_lookup_size(speculation->lookup_min, speculation->lookup_max, capacity));
 }
 
 static void set_choices(hr_request *request, const hr_submit *submit, const hr_request_sizes *sizes, uint64_t seed,
@@ -95,6 +115,7 @@ static void set_choices(hr_request *request, const hr_submit *submit, const hr_r
         sequence->serial = serial + i;
         sequence->leader = i > 0 ? &request->choices[0].sequence : NULL;
         sequence->owner = request;
+        set_guesses(request, submit, i, sizes->capacity);
         memcpy(sequence->ids, submit->prompt_ids, submit->n_prompt * sizeof(int32_t));
         hr_sequence_start(sequence);
     }
@@ -138,6 +159,7 @@ void hr_request_destroy(hr_request *request)
     free(request->choices);
     free(request->ids_block);
     free(request->pages_block);
+    free(request->lookup_block);
     free(request->bias);
     free(request->stop_ids);
     free(request->prompt_logprobs);
@@ -290,5 +312,7 @@ hr_request_times hr_request_get_times(const hr_request *request)
         .first_token_us = atomic_load(&request->first_token_us),
         .finished_us = atomic_load(&request->finished_us),
         .n_cached_tokens = atomic_load(&request->n_cached_tokens),
+        .n_guesses = atomic_load(&request->n_guesses),
+        .n_guesses_right = atomic_load(&request->n_guesses_right),
     };
 }

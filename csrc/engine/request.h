@@ -36,6 +36,7 @@ struct hr_request {
     uint32_t n_choices, n_prompt;
     hr_choice *choices;            /* [n_choices] */
     void *ids_block, *pages_block; /* behind sequence.ids and sequence.pages */
+    uint32_t *lookup_block;        /* behind sequence.lookup, or NULL */
     headrace_bias *bias;
     int32_t *stop_ids;
     headrace_token_logprobs *prompt_logprobs; /* [n_prompt - 1] or NULL; engine until has_prompt_logprobs */
@@ -48,6 +49,7 @@ struct hr_request {
     _Atomic bool has_prompt_logprobs;
     _Atomic uint64_t submitted_us, started_us, first_token_us, finished_us;
     _Atomic uint32_t n_cached_tokens;
+    _Atomic uint64_t n_guesses, n_guesses_right;
 
     /* hr_request_wait: the engine takes the lock only if somebody waits. */
     pthread_mutex_t wait_lock;

@@ -18,6 +18,11 @@
  * A sequence that resumes from cached pages starts warmup_rows before the end of the hit with a zero convolution state;
  * those rows write nothing (docs/design/prefix-cache.md). At least one token is left to run, since its logits are
  * needed.
+ *
+ * Guesses come last: they take rows, outputs and pages that nobody else had a use for in this step, and pages of wrong
+ * ones are given back with the step, so that they displace nobody. Rows that are repeated after a wrong guess are not
+ * optional, but they fit: they are fewer than the rows that the sequence had in the step before, and every other ready
+ * sequence had at least one there.
  */
 #include "engine/scheduler.h"
 
@@ -50,6 +55,7 @@ bool hr_scheduler_init(hr_scheduler *scheduler, const hr_scheduler_limits *limit
 {
     HR_ASSERT(limits->max_seqs > 0 && limits->max_rows >= limits->max_seqs && limits->max_outputs >= limits->max_seqs);
     HR_ASSERT(limits->max_steps_in_flight <= HR_STEPS_IN_FLIGHT_MAX);
+    HR_ASSERT(limits->speculative_rows == 0 || limits->max_steps_in_flight <= 1);
     *scheduler = (hr_scheduler){.limits = *limits};
     if (limits->max_steps_in_flight == 0)
         scheduler->limits.max_steps_in_flight = 1;
@@ -130,6 +136,7 @@ static void give_back(hr_scheduler *scheduler, hr_sequence *sequence)
     hr_state_slots_give_back(&scheduler->slots, sequence->state_slot);
     sequence->state_slot = HR_NO_SLOT;
     sequence->next_row = sequence->n_run = sequence->warmup_end = sequence->n_published = 0;
+    sequence->n_proposed = sequence->n_repeat = 0;
     sequence->place = HR_PLACE_NOWHERE;
 }
 
@@ -353,10 +360,10 @@ static bool take_answer_pages(hr_scheduler *scheduler)
     for (uint32_t i = 0; i < scheduler->n_running; i++) {
         hr_sequence *sequence = scheduler->running[i];
 
-        if (hr_sequence_rows_left(sequence) != 1)
+        if (!hr_sequence_is_ready(sequence))
             continue;
-        while (sequence->place == HR_PLACE_RUNNING &&
-               hr_pages_for(sequence->next_row + 1, scheduler->limits.page_tokens) > sequence->n_pages) {
+        while (sequence->place == HR_PLACE_RUNNING && hr_pages_for(sequence->next_row + sequence->n_repeat + 1,
+                                                                   scheduler->limits.page_tokens) > sequence->n_pages) {
             uint32_t page = hr_prefix_cache_take(&scheduler->cache);
 
             if (page != HR_NO_PAGE)
@@ -422,10 +429,10 @@ static bool admit(hr_scheduler *scheduler, hr_sequence *sequence)
 static void plan_spans(hr_scheduler *scheduler, hr_plan *plan)
 {
     for (uint32_t i = 0; i < scheduler->n_running; i++)
-        if (hr_sequence_rows_left(scheduler->running[i]) == 1)
+        if (hr_sequence_is_ready(scheduler->running[i]))
             HR_ASSERT(plan_span(scheduler, plan, scheduler->running[i]));
     for (uint32_t i = 0; i < scheduler->n_running && plan->n_rows < scheduler->limits.max_rows; i++)
-        if (hr_sequence_rows_left(scheduler->running[i]) > 1)
+        if (hr_sequence_rows_left(scheduler->running[i]) > 1 && !hr_sequence_is_ready(scheduler->running[i]))
             (void)plan_span(scheduler, plan, scheduler->running[i]);
 
     while (scheduler->waiting_first && scheduler->slots.n_free > 0 && plan->n_rows < scheduler->limits.max_rows &&
@@ -435,6 +442,78 @@ static void plan_spans(hr_scheduler *scheduler, hr_plan *plan)
         if (!admit(scheduler, sequence))
             break;
         (void)plan_span(scheduler, plan, sequence);
+    }
+}
+
+/* ---------------------------------------------------------------- guesses */
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+uint32_t hr_scheduler_rows_for_guesses(const hr_scheduler *scheduler)
+{
+    uint32_t rows = min_u32(scheduler->limits.speculative_rows, scheduler->limits.max_rows);
+
+    for (uint32_t i = 0; i < scheduler->n_running && rows > 0; i++)
+        rows -= min_u32(rows, hr_sequence_rows_left(scheduler->running[i]));
+    return rows;
+}
+
+uint32_t hr_scheduler_guesses_for(const hr_scheduler *scheduler, const hr_sequence *sequence)
+{
+    /* A state that was put back again and again lies further back each time. Beyond this it is brought up to date by a
+     * step without guesses. */
+    if (sequence->n_repeat > scheduler->limits.speculative_rows / 4)
+        return 0;
+    if (sequence->is_fresh || sequence->next_row < sequence->n_prompt || !hr_sequence_is_ready(sequence))
+        return 0;
+    return sequence->capacity - sequence->n_total - 1;
+}
+
+/* Makes sure of pages for n positions more than `end`, and returns for how many they were found. */
+static uint32_t take_guess_pages(hr_scheduler *scheduler, hr_sequence *sequence, uint32_t end, uint32_t n)
+{
+    while (hr_pages_for(end + n, scheduler->limits.page_tokens) > sequence->n_pages) {
+        uint32_t page = hr_prefix_cache_take(&scheduler->cache);
+
+        if (page == HR_NO_PAGE)
+            return sequence->n_pages * scheduler->limits.page_tokens - end;
+        sequence->pages[sequence->n_pages++] = page;
+    }
+    return n;
+}
+
+/* Appends guesses to the spans of a plan that is complete without them. Spans before lengthened ones stay, those behind
+ * move. */
+static void add_guesses(hr_scheduler *scheduler, hr_plan *plan)
+{
+    uint32_t max_rows = min_u32(scheduler->limits.speculative_rows, scheduler->limits.max_rows);
+    uint32_t moved_by = 0;
+
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        hr_planned_span *span = &plan->spans[i];
+        hr_sequence *sequence = span->sequence;
+        uint32_t n = sequence->n_proposed, n_pages = sequence->n_pages;
+
+        span->first_row += moved_by;
+        span->first_output += moved_by;
+        sequence->n_proposed = 0;
+        if (n == 0)
+            continue;
+        HR_ASSERT(span->samples && span->start >= sequence->n_prompt && sequence->n_total + n < sequence->capacity);
+        n = min_u32(n, plan->n_rows < max_rows ? max_rows - plan->n_rows : 0);
+        n = min_u32(n, scheduler->limits.max_outputs - plan->n_outputs);
+        n = take_guess_pages(scheduler, sequence, span->start + span->n_rows, n);
+        span->n_proposed = n;
+        span->n_rows += n;
+        moved_by += n;
+        plan->n_rows += n;
+        plan->n_outputs += n;
+        plan->n_page_refs += sequence->n_pages - n_pages;
+        sequence->next_row += n;
+        sequence->n_pending += n;
     }
 }
 
@@ -448,6 +527,8 @@ const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler)
     plan->has_prompt_rows = false;
     if (take_answer_pages(scheduler))
         plan_spans(scheduler, plan);
+    if (scheduler->limits.speculative_rows > 0)
+        add_guesses(scheduler, plan);
     scheduler->n_in_flight += plan->n_rows > 0;
     return plan;
 }
@@ -497,11 +578,35 @@ static void publish_page(hr_scheduler *scheduler, hr_sequence *sequence, uint32_
     newest->late_pages[newest->n_late_pages++] = own;
 }
 
+bool hr_scheduler_commit_guesses(hr_scheduler *scheduler, const hr_planned_span *span, uint32_t n_tokens)
+{
+    hr_sequence *sequence = span->sequence;
+    uint32_t n_wrong = span->n_proposed + 1 - n_tokens, end = span->start + span->n_rows - n_wrong;
+    hr_planned_span right = *span;
+
+    HR_ASSERT(n_tokens >= 1 && n_tokens <= span->n_proposed + 1 && sequence->n_in_flight == 0);
+    right.n_rows -= n_wrong;
+    sequence->n_repeat = 0;
+    sequence->next_row = end;
+    sequence->n_pending = n_tokens;
+    hr_scheduler_commit(scheduler, &right);
+    while (sequence->n_pages > hr_pages_for(end, scheduler->limits.page_tokens))
+        hr_prefix_cache_drop(&scheduler->cache, sequence->pages[--sequence->n_pages]);
+    if (n_wrong == 0)
+        return false;
+    sequence->next_row = sequence->n_run = span->start;
+    sequence->n_repeat = end - span->start;
+    sequence->warmup_end = end;
+    return true;
+}
+
 void hr_scheduler_commit(hr_scheduler *scheduler, const hr_planned_span *span)
 {
     hr_sequence *sequence = span->sequence;
 
     HR_ASSERT(sequence->place == HR_PLACE_RUNNING && sequence->n_run == span->start);
+    if (span->n_proposed == 0)
+        sequence->n_repeat = 0;
     sequence->n_run += span->n_rows;
     sequence->n_scored += span->n_scores;
     while ((uint64_t)(sequence->n_published + 1) * scheduler->limits.page_tokens <= sequence->n_run)

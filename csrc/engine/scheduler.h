@@ -10,6 +10,12 @@
  * sequence whose next id is still being sampled has its next row planned all the same, unless the count says that this
  * id is its last. One that then ends otherwise (stop id, cancel, bad logits) has one surplus row in flight; what it
  * holds is given back when that step is finished, so that no page or slot changes hands while a step names it.
+ *
+ * Guesses (speculative decoding; one step in flight only): whoever guesses writes ids behind the known ones of a
+ * sequence that is ready, and sets n_proposed, before the plan. The plan runs as many of them as rows, outputs and
+ * pages allow once everything else has been planned. Such a span is committed with the number of tokens that turned out
+ * right, and when that is not all, the sequence's next span begins again where this one began, with the rows that were
+ * right as warm-up rows: the caller has kept the state from before the span and puts it back.
  */
 #ifndef HR_ENGINE_SCHEDULER_H
 #define HR_ENGINE_SCHEDULER_H
@@ -27,6 +33,7 @@ typedef struct hr_scheduler_limits {
     uint32_t warmup_rows; /* W, hr_arch_warmup_rows */
     bool prefix_caching;
     uint32_t max_steps_in_flight; /* 1 or 2; 0 counts as 1 */
+    uint32_t speculative_rows;    /* a step with guesses has at most so many rows in all; 0: no guesses */
     hr_prefix_hash_fn hash;       /* NULL: the built-in one */
 } hr_scheduler_limits;
 
@@ -37,8 +44,9 @@ typedef struct hr_planned_span {
     uint32_t start, n_rows, n_warmup;
     bool is_fresh;
     uint32_t first_output, score_first,
-        n_scores; /* prompt positions score_first .. whose next id's logprob is wanted */
-    bool samples; /* the last row's logits give the next token; its output follows the scores */
+        n_scores;        /* prompt positions score_first .. whose next id's logprob is wanted */
+    bool samples;        /* the last row's logits give the next token; its output follows the scores */
+    uint32_t n_proposed; /* the last so many rows are guesses, and each samples too, as does the row before them */
 } hr_planned_span;
 
 typedef struct hr_plan {
@@ -79,6 +87,12 @@ void hr_scheduler_remove(hr_scheduler *scheduler, hr_sequence *sequence);
 /* Removes a sequence whose numbers turned out bad: its pages are not left for others to find. */
 void hr_scheduler_remove_bad(hr_scheduler *scheduler, hr_sequence *sequence);
 
+/* Rows of guesses that the next plan will hardly have to refuse: what its known rows leave of speculative_rows. */
+uint32_t hr_scheduler_rows_for_guesses(const hr_scheduler *scheduler);
+/* Guesses that could follow the sequence now: none unless it is ready and past its prompt, and never more than answer
+ * is left for after the next token. */
+uint32_t hr_scheduler_guesses_for(const hr_scheduler *scheduler, const hr_sequence *sequence);
+
 /* The next batch, in flight from now on unless it is empty; fewer than max_steps_in_flight may be. Valid until the
  * first call after it was finished. With no plan in flight it is never empty while there is a
  * sequence, and may preempt: the victim waits again with its ids kept and its computation forgotten. With one in flight
@@ -90,6 +104,9 @@ const hr_plan *hr_scheduler_plan(hr_scheduler *scheduler);
 const hr_plan *hr_scheduler_finish(hr_scheduler *scheduler);
 /* The span was run and its sequence is still there: advances it and publishes full pages. */
 void hr_scheduler_commit(hr_scheduler *scheduler, const hr_planned_span *span);
+/* The same for a span with guesses, of which n_tokens - 1 were right (hr_sequence_n_right), before those n_tokens are
+ * appended. True: some were wrong, and the state from before the span has to be put back before the next step. */
+bool hr_scheduler_commit_guesses(hr_scheduler *scheduler, const hr_planned_span *span, uint32_t n_tokens);
 
 static inline uint32_t hr_scheduler_n_sequences(const hr_scheduler *scheduler)
 {

@@ -12,8 +12,11 @@ static const char *check_progress(const hr_sequence *sequence)
         return "a sequence has planned rows of ids that nobody samples";
     if (sequence->n_total + sequence->n_pending > sequence->capacity)
         return "a sequence samples more ids than it has room for";
-    if (sequence->n_run > sequence->next_row || sequence->n_pending > sequence->n_in_flight)
+    if (sequence->n_run > sequence->next_row || (sequence->n_pending > 0 && sequence->n_in_flight == 0))
         return "a sequence has run more than was planned";
+    if (sequence->n_in_flight == 0 && sequence->n_repeat > 0 &&
+        sequence->next_row + sequence->n_repeat != sequence->warmup_end)
+        return "the rows that a sequence repeats are not warm-up rows";
     if (sequence->n_in_flight == 0 && (sequence->n_run != sequence->next_row || sequence->n_pending > 0))
         return "a sequence waits for a step that is not in flight";
     return NULL;
@@ -27,7 +30,8 @@ static const char *check_holder(const hr_scheduler *scheduler, const hr_sequence
         return "a running sequence has no slot";
     if (sequence->n_pages > hr_pages_for(sequence->capacity, page_tokens))
         return "a sequence has more pages than it can ever need";
-    if (sequence->n_pages < hr_pages_for(sequence->next_row, page_tokens))
+    if (sequence->n_pages < hr_pages_for(sequence->next_row, page_tokens) ||
+        (sequence->n_repeat > 0 && sequence->n_pages < hr_pages_for(sequence->warmup_end, page_tokens)))
         return "a sequence has run rows without pages";
     return NULL;
 }

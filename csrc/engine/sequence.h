@@ -4,6 +4,8 @@
 
 #include "backend/sampling.h"
 #include "engine/kv_pages.h"
+#include "engine/lookup.h"
+#include "engine/pace.h"
 #include "engine/state_slots.h"
 
 /* One unit of priority is worth this much waiting; priorities beyond the limit count as the limit. */
@@ -32,6 +34,8 @@ struct hr_sequence {
     uint64_t serial;     /* breaks ties, unique */
     hr_sequence *leader; /* choice 0 of the request, or NULL; the scheduler forgets it when it releases the sibling */
     void *owner;
+    uint32_t max_proposals; /* ids that may be proposed in a step; 0: none */
+    hr_lookup lookup;       /* the proposer's by prompt lookup; its memory is the request's */
 
     /* The scheduler's, from here on. */
     hr_place place;
@@ -50,6 +54,11 @@ struct hr_sequence {
     uint32_t n_cached_tokens;            /* prompt tokens taken from the cache at the first admission */
     uint32_t state_slot;
     bool was_admitted;
+    uint32_t
+        n_proposed;    /* ids[n_total .. n_total + n_proposed) are guesses for the next plan; nobody else reads them */
+    uint32_t n_repeat; /* rows from next_row on that were run before, and run again to rebuild the state after a guess
+                          was wrong: they write no keys and values. 0: none */
+    hr_pace pace;
 };
 
 /* Where a request stands in line: arrival time plus priority, as time. It does not depend on the present, so the order
@@ -69,6 +78,11 @@ static inline uint32_t hr_sequence_rows_left(const hr_sequence *sequence)
 
     return n < sequence->capacity ? n - sequence->next_row : 0;
 }
+/* All that is left are the rows of its next token: the one whose id was sampled last and those it has to repeat. */
+static inline bool hr_sequence_is_ready(const hr_sequence *sequence)
+{
+    return hr_sequence_rows_left(sequence) == sequence->n_repeat + 1;
+}
 static inline uint32_t hr_sequence_n_output(const hr_sequence *sequence)
 {
     return sequence->n_total - sequence->n_prompt;
@@ -76,6 +90,12 @@ static inline uint32_t hr_sequence_n_output(const hr_sequence *sequence)
 
 /* Sets the scheduler's fields of a new sequence. */
 void hr_sequence_start(hr_sequence *sequence);
+/* How many of the ids sampled for its last known id and for n_proposed guesses after it (ids[n_total ..]) are the
+ * answer's next tokens: up to and including the first that is not the guess behind it, ends the answer, or is bad. The
+ * latter is counted too. sampled [n_proposed + 1]. >= 1. */
+uint32_t hr_sequence_n_right(const hr_sequence *sequence, const hr_sample *sampled, uint32_t n_proposed);
+/* Whether the answer ends with id as its output number n_before (from 0). *stop_id: the stop id, or -1. */
+headrace_finish hr_sequence_finish_with(const hr_sequence *sequence, int32_t id, uint32_t n_before, int32_t *stop_id);
 /* Appends a sampled id and says whether the sequence ends with it. *stop_id: the stop id, or -1. */
 headrace_finish hr_sequence_accept(hr_sequence *sequence, int32_t id, int32_t *stop_id);
 

@@ -308,7 +308,8 @@ static void put_logprobs(const hr_sample *sample, int32_t id, headrace_token_log
     memcpy(out->top_logprobs, sample->top_logprobs, sample->n_top * sizeof sample->top_logprobs[0]);
 }
 
-static void note_token(hr_engine *engine, hr_request *request, hr_choice *choice, uint64_t now)
+/* is_first: of the step; tokens that a step gives a choice together have no time between them. */
+static void note_token(hr_engine *engine, hr_request *request, hr_choice *choice, bool is_first, uint64_t now)
 {
     hr_metrics *metrics = &engine->metrics;
 
@@ -317,13 +318,13 @@ static void note_token(hr_engine *engine, hr_request *request, hr_choice *choice
         hr_histogram_add(&metrics->ttft, since(atomic_load(&request->submitted_us), now));
         hr_histogram_add(&metrics->prefill, since(atomic_load(&request->started_us), now));
     }
-    if (choice->last_token_us)
+    if (choice->last_token_us && is_first)
         hr_histogram_add(&metrics->itl, since(choice->last_token_us, now));
     choice->last_token_us = now;
     hr_count(&metrics->generation_tokens, 1);
 }
 
-static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *sample, uint64_t now)
+static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *sample, bool is_first, uint64_t now)
 {
     hr_sequence *sequence = &choice->sequence;
     hr_request *request = sequence->owner;
@@ -333,7 +334,7 @@ static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *s
     if (choice->logprobs)
         put_logprobs(sample, sample->id, &choice->logprobs[hr_sequence_n_output(sequence)]);
     finish = hr_sequence_accept(sequence, sample->id, &stop_id);
-    note_token(engine, request, choice, now);
+    note_token(engine, request, choice, is_first, now);
     if (finish == HEADRACE_FINISH_NONE)
         hr_choice_publish_token(choice);
     else
@@ -341,41 +342,61 @@ static void apply_token(hr_engine *engine, hr_choice *choice, const hr_sample *s
     add_news(engine, request);
 }
 
-/* samples: of the span. */
+static void apply_scores(const hr_planned_span *span, const hr_sample *samples)
+{
+    hr_request *request = span->sequence->owner;
+
+    for (uint32_t i = 0; i < span->n_scores; i++)
+        put_logprobs(&samples[i], span->sequence->ids[span->score_first + i + 1],
+                     &request->prompt_logprobs[span->score_first + i]);
+}
+
+/* samples: of the span. Of those behind scores and tokens nothing is known: they are of guesses that were wrong. */
 static void apply_span(hr_engine *engine, const hr_planned_span *span, const hr_sample *samples, uint64_t now)
 {
     hr_choice *choice = choice_of(span->sequence);
     hr_request *request = span->sequence->owner;
+    const hr_sample *tokens = samples + span->n_scores;
+    uint32_t n_tokens, n_bad = 0;
 
     if (choice->has_ended) { /* with a sibling of this step, or while it ran */
         note_left(engine, choice);
         return;
     }
-    for (uint32_t i = 0; i < span->n_scores + span->samples; i++)
-        if (samples[i].is_bad) {
-            end_bad(engine, request, now);
-            return;
-        }
-    for (uint32_t i = 0; i < span->n_scores; i++)
-        put_logprobs(&samples[i], span->sequence->ids[span->score_first + i + 1],
-                     &request->prompt_logprobs[span->score_first + i]);
-    hr_scheduler_commit(&engine->scheduler, span);
+    n_tokens = span->samples ? hr_sequence_n_right(span->sequence, tokens, span->n_proposed) : 0;
+    for (uint32_t i = 0; i < span->n_scores + n_tokens; i++)
+        n_bad += samples[i].is_bad;
+    /* Tokens before a bad one stand: they came from the rows before it. */
+    if (n_bad > 0 && (n_bad > 1 || n_tokens < 2 || !tokens[n_tokens - 1].is_bad)) {
+        end_bad(engine, request, now);
+        return;
+    }
+    n_tokens -= n_bad;
+    apply_scores(span, samples);
+    hr_engine_commit(engine, span, n_tokens);
     if (request->prompt_logprobs && span->sequence->n_scored == request->n_prompt - 1 && span->samples &&
         span->sequence == &request->choices[0].sequence)
         atomic_store(&request->has_prompt_logprobs, true);
-    if (span->samples)
-        apply_token(engine, choice, &samples[span->n_scores], now);
+    for (uint32_t i = 0; i < n_tokens; i++)
+        apply_token(engine, choice, &tokens[i], i == 0, now);
+    if (n_bad > 0)
+        end_bad(engine, request, now);
 }
 
 /* False: there is nothing to begin before the step in flight is over, or the backend failed. */
 static bool begin_step(hr_engine *engine)
 {
-    hr_flight *flight = &engine->flights[engine->n_begun % engine->ops->max_steps_in_flight];
+    hr_flight *flight = &engine->flights[engine->n_begun % engine->max_steps_in_flight];
     uint64_t now = hr_now_us();
-    const hr_plan *plan = hr_scheduler_plan(&engine->scheduler);
+    const hr_plan *plan;
     headrace_error error = {0};
     headrace_status status;
 
+    if (engine->proposer && hr_engine_guess(engine, &error) != HEADRACE_OK) {
+        fail_backend(engine, &error);
+        return false;
+    }
+    plan = hr_scheduler_plan(&engine->scheduler);
     HR_ASSERT(plan->n_rows > 0 || engine->scheduler.n_in_flight > 0);
     if (plan->n_rows == 0)
         return false;
@@ -383,6 +404,7 @@ static bool begin_step(hr_engine *engine)
     engine->n_begun++;
     note_starts(engine, plan, now);
     hr_batch_fill(flight->batch, plan);
+    hr_engine_keep_states(engine, plan);
     atomic_store(&engine->in_backend_since_us, now);
     status = engine->ops->step_begin(engine->backend, flight->batch, &error);
     atomic_store(&engine->in_backend_since_us, 0);
@@ -411,7 +433,7 @@ static void note_step(hr_engine *engine, const hr_plan *plan, uint64_t took_us)
 /* Waits for the oldest step and hands out what it gave. */
 static void finish_step(hr_engine *engine)
 {
-    const hr_flight *flight = &engine->flights[engine->n_finished % engine->ops->max_steps_in_flight];
+    const hr_flight *flight = &engine->flights[engine->n_finished % engine->max_steps_in_flight];
     headrace_error error = {0};
     const hr_plan *plan;
     headrace_status status;
@@ -436,7 +458,7 @@ static void finish_step(hr_engine *engine)
 
 static void run_steps(hr_engine *engine)
 {
-    while (engine->scheduler.n_in_flight < engine->ops->max_steps_in_flight &&
+    while (engine->scheduler.n_in_flight < engine->max_steps_in_flight &&
            hr_scheduler_n_sequences(&engine->scheduler) > 0)
         if (!begin_step(engine))
             break;

@@ -225,7 +225,16 @@ typedef struct headrace_engine_options {
     uint64_t queue_timeout_us;     /* 0: 60 s; a request that waited longer ends with E_QUEUE_FULL */
     uint64_t seed;                 /* for requests that bring none: request k uses a number derived from (seed, k) */
     double gpu_memory_utilization; /* (0, 1]: the part of a GPU's memory that may be used; 0: 0.9 */
+    /* Speculative decoding: several next tokens are guessed and checked in one step. The answers are the same, token
+     * for token. */
+    uint32_t num_speculative_tokens; /* guesses a step, at most HEADRACE_SPECULATIVE_MAX; 0: no speculation */
+    uint32_t prompt_lookup_max;      /* longest n-gram that is looked for in what was said before; 0: 4 */
+    uint32_t prompt_lookup_min;      /* shortest; 0: 2, or prompt_lookup_max if that is less */
+    headrace_model *draft_model; /* NULL: guesses by prompt lookup. Else by this model, which must outlive the engine
+                                    and have the model's vocabulary */
 } headrace_engine_options;
+
+#define HEADRACE_SPECULATIVE_MAX 16 /* guesses a step */
 
 HEADRACE_API void headrace_engine_options_init(headrace_engine_options *options);
 
@@ -248,6 +257,9 @@ typedef struct headrace_engine_info {
     uint64_t kv_bytes, state_bytes, scratch_bytes;
     const char *kv_cache_dtype;
     bool prefix_caching;
+    const char *speculation; /* "ngram" or "draft_model"; NULL: none */
+    uint32_t num_speculative_tokens;
+    uint64_t draft_bytes; /* memory of the draft model's pages, states and work space, beside the numbers above */
 } headrace_engine_info;
 HEADRACE_API void headrace_engine_get_info(const headrace_engine *engine, headrace_engine_info *out);
 
@@ -278,6 +290,9 @@ typedef struct headrace_stats {
     headrace_histogram step_decode_s, step_prefill_s; /* a step; prefill: it had prompt rows. By the device's clock if
                                                          it has one */
     headrace_histogram delivery_lag_s;                /* from a step's results to the last reader told */
+    uint64_t spec_drafts;                             /* rounds of guesses, a sequence and step each */
+    uint64_t spec_draft_tokens, spec_accepted_tokens; /* guesses, and those that were right */
+    uint64_t spec_accepted_at[HEADRACE_SPECULATIVE_MAX]; /* right ones by position in their round */
 } headrace_stats;
 HEADRACE_API void headrace_engine_get_stats(const headrace_engine *engine, headrace_stats *out);
 
@@ -336,11 +351,13 @@ typedef struct headrace_request {
     const int32_t *prompt_ids; /* copied by submit */
     size_t n_prompt_ids;       /* >= 1 */
     headrace_sampling sampling;
-    uint32_t n;            /* choices, 0 means 1; choice i draws with seed + i */
-    int32_t priority;      /* lower runs first; 0 */
-    headrace_queue *queue; /* NULL, or where the stream announces itself when it has events */
-    void *user;            /* returned by headrace_stream_user */
-    uint64_t cache_salt;   /* requests share cached prefixes only with an equal salt; 0 */
+    uint32_t n;                     /* choices, 0 means 1; choice i draws with seed + i */
+    int32_t priority;               /* lower runs first; 0 */
+    headrace_queue *queue;          /* NULL, or where the stream announces itself when it has events */
+    void *user;                     /* returned by headrace_stream_user */
+    uint64_t cache_salt;            /* requests share cached prefixes only with an equal salt; 0 */
+    int32_t num_speculative_tokens; /* guesses a step, if the engine speculates: -1: as many as the engine's options
+                                       say; 0: none; else at most so many */
 } headrace_request;
 
 HEADRACE_API void headrace_request_init(headrace_request *request);
@@ -379,13 +396,14 @@ typedef struct headrace_event {
                                                        entry i is prompt token i + 1 */
     size_t n_prompt_logprobs;
     headrace_finish finish;
-    int32_t stop_id;                           /* with FINISH_STOP: the id that stopped, or -1 */
-    int32_t stop_string;                       /* with FINISH_STOP: index into sampling.stop, or -1 */
-    headrace_error error;                      /* with FINISH_ERROR */
-    bool is_last;                              /* no further event of any choice follows */
-    uint32_t n_prompt_tokens, n_cached_tokens; /* of the request */
-    uint32_t n_completion_tokens;              /* of this choice so far */
-    uint64_t queue_us, ttft_us, total_us;      /* since submit; ttft 0 before the first token */
+    int32_t stop_id;                            /* with FINISH_STOP: the id that stopped, or -1 */
+    int32_t stop_string;                        /* with FINISH_STOP: index into sampling.stop, or -1 */
+    headrace_error error;                       /* with FINISH_ERROR */
+    bool is_last;                               /* no further event of any choice follows */
+    uint32_t n_prompt_tokens, n_cached_tokens;  /* of the request */
+    uint32_t n_completion_tokens;               /* of this choice so far */
+    uint64_t queue_us, ttft_us, total_us;       /* since submit; ttft 0 before the first token */
+    uint64_t n_draft_tokens, n_accepted_tokens; /* guesses for the request so far, and those that were right */
 } headrace_event;
 
 /* Takes the next event, merging all pending tokens of a choice. timeout_us 0: do not wait. E_TIMEOUT when nothing came;

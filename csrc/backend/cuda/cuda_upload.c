@@ -395,6 +395,19 @@ static uint32_t count_attention(const hr_cuda *cuda, const hr_batch *batch, hr_c
     return n_decode;
 }
 
+/* A slot's counts are those before its row, so that a second row with penalties would draw by the wrong ones. */
+static headrace_status check_penalised(const writer *w, const hr_batch *batch, uint32_t i, headrace_error *err)
+{
+    const hr_output *output = &batch->outputs[i];
+    uint32_t span = w->cuda->row_span[output->row];
+
+    if (i == 0 || !looks_at_history(output->sampling) || !batch->outputs[i - 1].sampling ||
+        w->cuda->row_span[batch->outputs[i - 1].row] != span)
+        return HEADRACE_OK;
+    return hr_fail(err, HEADRACE_E_ENGINE, "span %u: rows %u and %u are both sampled with penalties; a GPU can do one",
+                   span, batch->outputs[i - 1].row, output->row);
+}
+
 static headrace_status note_changes(writer *w, const hr_batch *batch, headrace_error *err)
 {
     for (uint32_t i = 0; i < batch->n_spans; i++)
@@ -405,6 +418,7 @@ static headrace_status note_changes(writer *w, const hr_batch *batch, headrace_e
 
         if (!output->sampling || output->score_id >= 0)
             continue;
+        HR_PASS(check_penalised(w, batch, i, err));
         HR_PASS(note_sampling(w, output, span, err));
         HR_PASS(note_history(w, output, span, err));
     }

@@ -432,6 +432,17 @@ static hr_batch *batch_of(hr_backend *base, uint32_t i)
     return &((fake_backend *)base)->batches[i];
 }
 
+static void copy_slot(hr_backend *base, uint32_t from, uint32_t to)
+{
+    fake_backend *backend = (fake_backend *)base;
+
+    HR_ASSERT(from < backend->n_slots && to < backend->n_slots && backend->n_computed == backend->n_begun);
+    memcpy(backend->slots[to].window, backend->slots[from].window, backend->window * sizeof(int32_t));
+    backend->slots[to].n = backend->slots[from].n;
+    backend->next_ids[to] = backend->next_ids[from];
+    backend->slot_owners[to] = backend->slot_owners[from];
+}
+
 static const char *compute_name(const hr_backend *base)
 {
     (void)base;
@@ -447,8 +458,8 @@ static uint32_t n_threads(const hr_backend *base)
 #define FAKE_OPS(steps, opener)                                                                                   \
     {                                                                                                             \
         .name = "fake", .max_steps_in_flight = (steps), .sizes = sizes, .open = (opener), .close = close_backend, \
-        .batch = batch_of, .step_begin = step_begin, .step_wait = step_wait, .compute_name = compute_name,        \
-        .n_threads = n_threads,                                                                                   \
+        .batch = batch_of, .step_begin = step_begin, .step_wait = step_wait, .copy_slot = copy_slot,              \
+        .compute_name = compute_name, .n_threads = n_threads,                                                     \
     }
 const hr_backend_ops hr_backend_fake = FAKE_OPS(1, open_backend);
 const hr_backend_ops hr_backend_fake_ahead = FAKE_OPS(FAKE_STEPS, open_ahead);

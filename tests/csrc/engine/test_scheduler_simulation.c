@@ -1,7 +1,8 @@
 /* The scheduler driven by a seeded simulation: random arrivals, lengths, priorities, choices, endings, cancels and page
  * pools far too small, with a backend whose every output depends on all ids before it. Every other seed has two steps
- * in flight. After each step all accounts are checked, and every sampled id is compared with what a run alone would
- * give. A failure names the seed and the step.
+ * in flight, and every other of the rest guesses: right ones and wrong ones in any mixture, with states kept and put
+ * back as the engine does. After each step all accounts are checked, and every sampled id is compared with what a run
+ * alone would give. A failure names the seed and the step.
  */
 #include "engine/batch.h"
 #include "fake_backend.h"
@@ -39,16 +40,18 @@ typedef struct simulation {
     const hr_backend_ops *ops;
     hr_backend *backend;
     uint64_t n_begun, n_finished_steps;
-    uint32_t max_len, window, arrival_percent, alphabet;
+    uint32_t max_len, window, arrival_percent, alphabet, right_percent;
     sim_sequence sims[N_SIMS];
     uint32_t n_live;
     uint64_t serial;
     /* What happened, to know that the simulation reaches what it is for. */
     uint64_t n_finished, n_cancelled, n_held_seen, n_mismatches, n_scores, n_surplus, n_bad, n_drains, longest;
+    uint64_t n_guesses, n_right, n_repeated, n_ends_within;
 } simulation;
 
 typedef struct totals {
     uint64_t steps, finished, preemptions, hits, held, scores, cancelled, longest, surplus, bad, drains, ahead;
+    uint64_t guesses, right, repeated, ends_within;
 } totals;
 
 static uint32_t draw(simulation *sim, uint32_t below)
@@ -87,6 +90,10 @@ static void open_simulation(simulation *sim, uint64_t seed, uint32_t missing_war
     sim->limits.warmup_rows = sim->window > missing_warmup ? sim->window - missing_warmup : 0;
     sim->limits.prefix_caching = draw(sim, 8) > 0;
     sim->limits.max_steps_in_flight = sim->ops->max_steps_in_flight;
+    if (seed % 4 == 2) {
+        sim->limits.speculative_rows = 1 + draw(sim, 40);
+        sim->right_percent = draw(sim, 3) ? draw(sim, 101) : 100;
+    }
     sim->limits.hash = draw(sim, 4) == 0 ? colliding_hash : NULL;
     sim->max_len = sim->limits.n_pages * sim->limits.page_tokens;
     if (sim->max_len > MAX_LEN)
@@ -100,7 +107,7 @@ static void open_simulation(simulation *sim, uint64_t seed, uint32_t missing_war
                                    .max_outputs = sim->limits.max_outputs,
                                    .max_page_refs = sim->limits.max_seqs * MAX_LEN};
     assert_int_equal(
-        sim->ops->open(&sim->fake.model, &options, sim->limits.n_pages, sim->limits.max_seqs, &sim->backend, NULL),
+        sim->ops->open(&sim->fake.model, &options, sim->limits.n_pages, 2 * sim->limits.max_seqs, &sim->backend, NULL),
         HEADRACE_OK);
 }
 
@@ -222,6 +229,34 @@ static hr_batch *batch_of_step(const simulation *sim, uint64_t i)
     return sim->ops->batch(sim->backend, (uint32_t)(i % sim->ops->max_steps_in_flight));
 }
 
+/* Guesses for a sequence: each is right with the seed's chance, and after a wrong one anything. */
+static void guess(simulation *sim, hr_sequence *sequence)
+{
+    sim_sequence *s = sequence->owner;
+    uint32_t n = hr_scheduler_guesses_for(&sim->scheduler, sequence), wanted = draw(sim, 8);
+    hr_fake_truth truth = s->truth;
+
+    for (sequence->n_proposed = 0; sequence->n_proposed < (n < wanted ? n : wanted); sequence->n_proposed++) {
+        uint32_t position = sequence->n_total + sequence->n_proposed;
+
+        s->ids[position] = draw(sim, 100) < sim->right_percent
+                               ? hr_fake_sample(hr_fake_truth_at(&truth, s->ids, position - 1, sim->window),
+                                                &sequence->sampling, position - sequence->n_prompt)
+                               : (int32_t)draw(sim, FAKE_VOCAB);
+    }
+}
+
+static void copy_states(simulation *sim, const hr_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->n_spans; i++) {
+        uint32_t slot = plan->spans[i].sequence->state_slot;
+
+        sim->n_guesses += plan->spans[i].n_proposed;
+        if (plan->spans[i].n_proposed > 0)
+            sim->ops->copy_slot(sim->backend, slot, sim->limits.max_seqs + slot);
+    }
+}
+
 /* False: the step in flight has to be finished first. */
 static bool begin_step(simulation *sim)
 {
@@ -230,8 +265,11 @@ static bool begin_step(simulation *sim)
     const hr_plan *plan;
 
     for (uint32_t i = 0; i < sim->scheduler.n_running; i++)
-        if (hr_sequence_rows_left(sim->scheduler.running[i]) == 1)
+        if (hr_sequence_is_ready(sim->scheduler.running[i])) {
             ready[n_ready++] = sim->scheduler.running[i];
+            if (sim->limits.speculative_rows > 0)
+                guess(sim, sim->scheduler.running[i]);
+        }
     plan = hr_scheduler_plan(&sim->scheduler);
     if (plan->n_rows == 0) {
         CHECK(sim, sim->scheduler.n_in_flight > 0);
@@ -240,6 +278,7 @@ static bool begin_step(simulation *sim)
     }
     check_plan(sim, plan, ready, n_ready);
     hr_batch_fill(batch_of_step(sim, sim->n_begun), plan);
+    copy_states(sim, plan);
     CHECK(sim, sim->ops->step_begin(sim->backend, batch_of_step(sim, sim->n_begun), NULL) == HEADRACE_OK);
     sim->n_begun++;
     return true;
@@ -260,13 +299,36 @@ static void end_by_token(simulation *sim, sim_sequence *s, headrace_finish finis
     retire(sim, s);
 }
 
+static void apply_tokens(simulation *sim, const hr_planned_span *span, const hr_sample *samples, uint32_t n_tokens)
+{
+    hr_sequence *sequence = span->sequence;
+    sim_sequence *s = sequence->owner;
+    uint32_t position = span->start + span->n_rows - 1 - span->n_proposed;
+    headrace_finish finish = HEADRACE_FINISH_NONE;
+    int32_t stop_id = -1;
+
+    CHECK(sim, n_tokens >= 1 && position == sequence->n_total - 1);
+    CHECK(sim, sequence->n_prompt_logprobs < 0 || sequence->n_scored == sequence->n_prompt - 1);
+    sim->n_right += n_tokens - 1;
+    for (uint32_t i = 0; i < n_tokens; i++) {
+        CHECK(sim, finish == HEADRACE_FINISH_NONE); /* nothing is taken after the end */
+        sim->n_mismatches += samples[i].id != hr_fake_sample(truth_at(sim, s, position + i), &sequence->sampling,
+                                                             hr_sequence_n_output(sequence));
+        finish = hr_sequence_accept(sequence, samples[i].id, &stop_id);
+    }
+    /* Where every guess is right, all are taken. */
+    CHECK(sim, sim->right_percent < 100 || n_tokens == span->n_proposed + 1 || finish != HEADRACE_FINISH_NONE);
+    if (finish == HEADRACE_FINISH_NONE)
+        return;
+    sim->n_ends_within += n_tokens > 1 && n_tokens <= span->n_proposed;
+    end_by_token(sim, s, finish, stop_id);
+}
+
 static void apply_span(simulation *sim, const hr_planned_span *span, const hr_sample *samples)
 {
     hr_sequence *sequence = span->sequence;
     sim_sequence *s = sequence->owner;
-    headrace_finish finish;
-    uint32_t position = span->start + span->n_rows - 1;
-    int32_t stop_id;
+    uint32_t n_tokens;
 
     if (!s->is_live) {
         sim->n_surplus++;
@@ -285,16 +347,15 @@ static void apply_span(simulation *sim, const hr_planned_span *span, const hr_sa
         retire(sim, s);
         return;
     }
-    hr_scheduler_commit(&sim->scheduler, span);
-    if (!span->samples)
-        return;
-    CHECK(sim, position == sequence->n_total - 1);
-    CHECK(sim, sequence->n_prompt_logprobs < 0 || sequence->n_scored == sequence->n_prompt - 1);
-    sim->n_mismatches += samples[span->n_scores].id != hr_fake_sample(truth_at(sim, s, position), &sequence->sampling,
-                                                                      hr_sequence_n_output(sequence));
-    finish = hr_sequence_accept(sequence, samples[span->n_scores].id, &stop_id);
-    if (finish != HEADRACE_FINISH_NONE)
-        end_by_token(sim, s, finish, stop_id);
+    n_tokens = span->samples ? hr_sequence_n_right(sequence, samples + span->n_scores, span->n_proposed) : 0;
+    if (span->n_proposed == 0) {
+        hr_scheduler_commit(&sim->scheduler, span);
+    } else if (hr_scheduler_commit_guesses(&sim->scheduler, span, n_tokens)) {
+        sim->ops->copy_slot(sim->backend, sim->limits.max_seqs + sequence->state_slot, sequence->state_slot);
+        sim->n_repeated += sequence->n_repeat;
+    }
+    if (span->samples)
+        apply_tokens(sim, span, samples + span->n_scores, n_tokens);
 }
 
 static void finish_step(simulation *sim)
@@ -361,6 +422,10 @@ static uint64_t simulate(uint64_t seed, uint64_t n_steps, uint32_t missing_warmu
     sum->bad += sim.n_bad;
     sum->drains += sim.n_drains;
     sum->ahead += atomic_load(&sim.fake.n_ahead);
+    sum->guesses += sim.n_guesses;
+    sum->right += sim.n_right;
+    sum->repeated += sim.n_repeated;
+    sum->ends_within += sim.n_ends_within;
     if (sim.longest > sum->longest)
         sum->longest = sim.longest;
     close_simulation(&sim);
@@ -387,9 +452,14 @@ static void a_million_random_steps_leak_nothing_starve_nobody_and_equal_solo_run
         (unsigned long long)sum.preemptions, (unsigned long long)sum.hits, (unsigned long long)sum.held,
         (unsigned long long)sum.scores, (unsigned long long)sum.longest, (unsigned long long)sum.ahead,
         (unsigned long long)sum.surplus, (unsigned long long)sum.drains, (unsigned long long)sum.bad);
+    print_message("%llu guesses, %llu right, %llu rows repeated, %llu ends before the last guess\n",
+                  (unsigned long long)sum.guesses, (unsigned long long)sum.right, (unsigned long long)sum.repeated,
+                  (unsigned long long)sum.ends_within);
     assert_true(sum.finished > sum.steps / 100 && sum.preemptions > sum.steps / 1000 && sum.hits > sum.steps / 100);
     assert_true(sum.held > 0 && sum.scores > 0 && sum.cancelled > 0 && sum.bad > 0);
     assert_true(sum.ahead > sum.steps / 10 && sum.surplus > sum.steps / 1000 && sum.drains > 0);
+    assert_true(sum.guesses > sum.steps / 20 && sum.right > sum.guesses / 10 && sum.right < sum.guesses);
+    assert_true(sum.repeated > 0 && sum.ends_within > 0);
 }
 
 static void a_warm_up_that_is_one_row_short_is_noticed(void **state)
