@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seeds of the weight file fuzzers: whole but tiny checkpoints, so that a mutation reaches every check.
 
-    make_corpus.py [OUT_DIR]        writes OUT_DIR/{safetensors,gguf,config}/...; the standard library is enough
+    make_corpus.py [OUT_DIR]        writes OUT_DIR/{safetensors,gguf,config,imatrix}/...; the standard library is enough
 """
 import json, os, struct, sys
 
@@ -87,6 +87,23 @@ def gguf(moe, quantised=False):
     return out + bytes(-len(out) % 32) + data
 
 
+def imatrix():
+    kv = [("general.type", 8, text("imatrix")), ("imatrix.datasets", 9, struct.pack("<IQ", 8, 1) + text("t")),
+          ("imatrix.chunk_count", 4, struct.pack("<I", 2)), ("imatrix.chunk_size", 4, struct.pack("<I", 8))]
+    t = [("a.in_sum2", [2], [3, 4]), ("a.counts", [1], [9]), ("e.in_sum2", [2, 3], [1, 2, 0, 0, 5, 6]), ("e.counts", [1, 3], [40, 0, 2])]
+    out, data = b"GGUF" + struct.pack("<IQQ", 3, len(t), len(kv)), b""
+    out += b"".join(text(k) + struct.pack("<I", ty) + v for k, ty, v in kv)
+    for name, dims, values in t:
+        out += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, len(data))
+        data += struct.pack(f"<{len(values)}f", *values) + bytes(-4 * len(values) % 32)
+    return out + bytes(-len(out) % 32) + data
+
+
+def imatrix_dat():
+    entries = b"".join(struct.pack("<i", len(n)) + n + struct.pack(f"<ii{len(v)}f", 2, len(v), *v) for n, v in [(b"a", [1, 2]), (b"bc", [3])])
+    return struct.pack("<i", 2) + entries + struct.pack("<ii", 2, 1) + b"t"
+
+
 save("config", "dense_old", config(False, True))
 save("config", "dense_new", config(False, False))
 save("config", "moe_old", config(True, True))
@@ -97,3 +114,5 @@ save("safetensors", "scalar", safetensors([("s", "F32", []), ("z", "F32", [0, 3]
 save("gguf", "dense", gguf(False))
 save("gguf", "moe", gguf(True))
 save("gguf", "quantised", gguf(False, True))
+save("imatrix", "gguf", imatrix())
+save("imatrix", "dat", imatrix_dat())
