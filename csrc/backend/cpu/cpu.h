@@ -5,8 +5,9 @@
  * hand, but buffers are sized for options.max_rows.
  *
  * Layouts that the backend chooses:
- *   page   [n_attention_layers, Nkv, {keys, values}, P, D] in kv_dtype, rounded up to 64 bytes: what one head reads of
- * a page is contiguous slot   [n_conv_layers, H / HR_CPU_CHANNELS, L-1, HR_CPU_CHANNELS] fp32, oldest column first: one
+ *   page   [n_attention_layers, Nkv, {keys [D, P], values [P, D]}] in kv_dtype, rounded up to 64 bytes: what one head
+ *          reads of a page is contiguous
+ *   slot   [n_conv_layers, H / HR_CPU_CHANNELS, L-1, HR_CPU_CHANNELS] fp32, oldest column first: one
  * piece of the convolution's work (a block of channels) has its state in one place
  */
 #ifndef HR_BACKEND_CPU_CPU_H
@@ -27,7 +28,7 @@ enum {
 typedef struct hr_cpu_worker {
     void *linear_scratch; /* kernels->linear_scratch_bytes of the widest matrix, at least HR_CPU_PACKED_SCRATCH */
     float *tile;          /* [2, max_rows, HR_CPU_TILE_MAX]: gate and up before they are multiplied */
-    float *scores;        /* [Nq / Nkv, max_context] */
+    float *attention;     /* kernels->attention_scratch_floats */
     float *head;          /* [D] */
     float *router_row;    /* [H], one row of the router in fp32 */
     float *expert_scores; /* [E] */
@@ -95,6 +96,12 @@ typedef struct hr_cpu {
     float *act;                 /* [T, F] or [T K, M], between the two halves of a feed-forward */
     hr_cpu_prepared act_rows;   /* rows of act; and before that the rows gathered for experts */
     float *logits;              /* [logit_rows, V] */
+    uint32_t *attention_rows;   /* [T + 1], first rows of the tiles that attention works in */
+    /* Products of rows and key-value heads up to which attention is split by segments, because whole contexts would
+     * not keep all threads busy; and their states, [attention_split, segments of max_context]. */
+    uint32_t attention_split;
+    float *attention_states;
+    size_t attention_state_floats;
 
     /* Mixture layers. */
     float *router_logits;     /* [T, E] */
@@ -113,6 +120,12 @@ static inline void hr_cpu_tap(const hr_cpu *cpu, hr_tap tap, uint32_t layer, con
 {
     if (cpu->options.tap)
         cpu->options.tap(cpu->options.tap_user, tap, layer, data, rows, cols);
+}
+
+/* Segments of attention that a context touches. */
+static inline uint32_t hr_cpu_segments(uint32_t n_context)
+{
+    return (n_context + HR_ATTENTION_SEGMENT - 1) / HR_ATTENTION_SEGMENT;
 }
 
 /* Rows in one run of a loop over rows of n values: enough to be worth handing to another thread. */

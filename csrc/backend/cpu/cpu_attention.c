@@ -13,6 +13,8 @@ enum { INLINE_WORK = 1 << 15 };
 typedef struct attention_stage {
     hr_cpu *cpu;
     const hr_layer *layer;
+    uint32_t n_tiles;                  /* of rows */
+    uint32_t n_segments, max_segments; /* of the longest context of the batch, and of any */
 } attention_stage;
 
 static uint32_t position_of(const hr_cpu *cpu, uint32_t row)
@@ -50,11 +52,11 @@ static void store_row(hr_cpu *cpu, const hr_layer *layer, uint32_t row)
     unsigned char *page = cpu->kv + cpu->batch->pages[span->page_first + position / P] * cpu->page_bytes;
 
     for (uint32_t h = 0; h < arch->n_kv_heads; h++) {
-        unsigned char *keys = page + head_offset(cpu, layer, h) + (size_t)(position % P) * D * cpu->kv_value_bytes;
-        size_t at = ((size_t)row * arch->n_kv_heads + h) * D;
+        unsigned char *keys = page + head_offset(cpu, layer, h), *values = keys + cpu->kv_head_bytes;
+        size_t at = ((size_t)row * arch->n_kv_heads + h) * D, slot = position % P;
 
-        cpu->kernels->store_kv(cpu->k + at, D, cpu->kv_dtype, keys);
-        cpu->kernels->store_kv(cpu->v + at, D, cpu->kv_dtype, keys + cpu->kv_head_bytes);
+        hr_cpu_store_key(cpu->k + at, D, cpu->kv_dtype, P, keys + slot * cpu->kv_value_bytes);
+        cpu->kernels->store_kv(cpu->v + at, D, cpu->kv_dtype, values + slot * D * cpu->kv_value_bytes);
     }
 }
 
@@ -78,47 +80,130 @@ static void turn_loop(void *user, uint32_t worker_index, uint32_t begin, uint32_
     }
 }
 
-/* Pieces are numbered head by head, so that a run of them reads the same head's pages. */
-static void attend_loop(void *user, uint32_t worker_index, uint32_t begin, uint32_t end)
+/* Rows [row, row + n_rows) of one span, all heads of one key-value head. */
+static hr_attention attention_of(const attention_stage *stage, hr_kv_view *view, uint32_t row, uint32_t n_rows,
+                                 uint32_t kv_head)
+{
+    const hr_cpu *cpu = stage->cpu;
+    const hr_arch *arch = cpu->arch;
+    const hr_span *span = &cpu->batch->spans[cpu->row_span[row]];
+    uint32_t D = arch->head_dim, group = arch->n_heads / arch->n_kv_heads;
+    size_t at = ((size_t)row * arch->n_heads + (size_t)kv_head * group) * D;
+
+    *view = (hr_kv_view){.pool = cpu->kv,
+                         .pages = cpu->batch->pages + span->page_first,
+                         .page_bytes = cpu->page_bytes,
+                         .k_offset = head_offset(cpu, stage->layer, kv_head),
+                         .v_offset = head_offset(cpu, stage->layer, kv_head) + cpu->kv_head_bytes,
+                         .page_tokens = cpu->options.page_tokens,
+                         .head_dim = D,
+                         .dtype = cpu->kv_dtype};
+    return (hr_attention){.kv = view,
+                          .q = cpu->q + at,
+                          .out = cpu->mix + at,
+                          .row_stride = (size_t)arch->n_heads * D,
+                          .n_rows = n_rows,
+                          .n_heads = group,
+                          .n_context = position_of(cpu, row) + 1,
+                          .scale = 1.0f / sqrtf((float)D)};
+}
+
+/* Pieces are tiles of neighbouring rows, numbered head by head, so that a run of them reads the same head's pages. */
+static void attend_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
 {
     const attention_stage *stage = user;
     hr_cpu *cpu = stage->cpu;
-    const hr_arch *arch = cpu->arch;
-    uint32_t group = arch->n_heads / arch->n_kv_heads, D = arch->head_dim;
-    float scale = 1.0f / sqrtf((float)D);
 
     for (uint32_t i = begin; i < end; i++) {
-        uint32_t kv_head = i / cpu->n_rows, row = i % cpu->n_rows;
-        const hr_span *span = &cpu->batch->spans[cpu->row_span[row]];
-        size_t at = ((size_t)row * arch->n_heads + (size_t)kv_head * group) * D;
-        hr_kv_view view = {.pool = cpu->kv,
-                           .pages = cpu->batch->pages + span->page_first,
-                           .page_bytes = cpu->page_bytes,
-                           .k_offset = head_offset(cpu, stage->layer, kv_head),
-                           .v_offset = head_offset(cpu, stage->layer, kv_head) + cpu->kv_head_bytes,
-                           .page_tokens = cpu->options.page_tokens,
-                           .head_dim = D,
-                           .dtype = cpu->kv_dtype};
+        uint32_t tile = i % stage->n_tiles, row = cpu->attention_rows[tile];
+        hr_kv_view view;
+        hr_attention job = attention_of(stage, &view, row, cpu->attention_rows[tile + 1] - row, i / stage->n_tiles);
 
-        cpu->kernels->attention(cpu->q + at, group, &view, position_of(cpu, row) + 1, scale,
-                                cpu->workers[worker_index].scores, cpu->mix + at);
+        cpu->kernels->attention(&job, cpu->workers[worker].attention);
     }
 }
 
-static void attend(attention_stage *stage)
+/* Where the states of one row and key-value head begin, max_segments of them. */
+static float *states_of(const attention_stage *stage, uint32_t row, uint32_t kv_head)
 {
+    const hr_cpu *cpu = stage->cpu;
+    size_t i = (size_t)row * cpu->arch->n_kv_heads + kv_head;
+
+    return cpu->attention_states + i * stage->max_segments * cpu->attention_state_floats;
+}
+
+/* Pieces are (key-value head, row, segment). */
+static void segment_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const attention_stage *stage = user;
     hr_cpu *cpu = stage->cpu;
-    uint32_t n_items = cpu->n_rows * cpu->arch->n_kv_heads, grain = n_items / (16 * cpu->n_threads);
-    uint64_t work = 0;
+
+    for (uint32_t i = begin; i < end; i++) {
+        uint32_t segment = i % stage->n_segments, row = i / stage->n_segments % cpu->n_rows;
+        uint32_t kv_head = i / stage->n_segments / cpu->n_rows;
+        hr_kv_view view;
+        hr_attention job = attention_of(stage, &view, row, 1, kv_head);
+
+        if (segment * HR_ATTENTION_SEGMENT < job.n_context)
+            cpu->kernels->attention_segment(&job, segment, cpu->workers[worker].attention,
+                                            states_of(stage, row, kv_head) + segment * cpu->attention_state_floats);
+    }
+}
+
+static void join_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
+{
+    const attention_stage *stage = user;
+    hr_cpu *cpu = stage->cpu;
+
+    (void)worker;
+    for (uint32_t i = begin; i < end; i++) {
+        uint32_t row = i % cpu->n_rows, kv_head = i / cpu->n_rows;
+        hr_kv_view view;
+        hr_attention job = attention_of(stage, &view, row, 1, kv_head);
+
+        cpu->kernels->attention_join(&job, states_of(stage, row, kv_head));
+    }
+}
+
+/* Cuts the batch's rows into tiles that do not cross spans; returns how many. */
+static uint32_t cut_tiles(hr_cpu *cpu)
+{
+    uint32_t n = 0;
 
     for (uint32_t i = 0; i < cpu->batch->n_spans; i++) {
         const hr_span *span = &cpu->batch->spans[i];
 
-        work +=
-            (uint64_t)span->n_rows * (span->start_position + span->n_rows) * cpu->arch->n_heads * cpu->arch->head_dim;
+        for (uint32_t r = 0; r < span->n_rows; r += HR_ATTENTION_ROWS)
+            cpu->attention_rows[n++] = span->first_row + r;
     }
-    if (work < INLINE_WORK)
-        grain = n_items;
+    cpu->attention_rows[n] = cpu->n_rows;
+    return n;
+}
+
+/* A thread takes tiles of rows; with too few of them for all threads, segments of one row's context. The result is the
+ * same to the bit. */
+static void attend(attention_stage *stage)
+{
+    hr_cpu *cpu = stage->cpu;
+    uint32_t n_kv_heads = cpu->arch->n_kv_heads, longest = 0, n_items, grain;
+    uint64_t work = 0;
+
+    for (uint32_t i = 0; i < cpu->batch->n_spans; i++) {
+        const hr_span *span = &cpu->batch->spans[i];
+        uint32_t n_context = span->start_position + span->n_rows;
+
+        work += (uint64_t)span->n_rows * n_context * cpu->arch->n_heads * cpu->arch->head_dim;
+        longest = n_context > longest ? n_context : longest;
+    }
+    stage->n_segments = hr_cpu_segments(longest);
+    if (stage->n_segments > 1 && cpu->n_rows * n_kv_heads <= cpu->attention_split) {
+        hr_cpu_pool_run(cpu->pool, cpu->n_rows * n_kv_heads * stage->n_segments, 1, segment_loop, stage);
+        hr_cpu_pool_run(cpu->pool, cpu->n_rows * n_kv_heads, n_kv_heads, join_loop, stage);
+        return;
+    }
+    stage->n_tiles = cut_tiles(cpu);
+    n_items = stage->n_tiles * n_kv_heads;
+    grain = work < INLINE_WORK ? n_items : n_items / (16 * cpu->n_threads);
     hr_cpu_pool_run(cpu->pool, n_items, grain > 0 ? grain : 1, attend_loop, stage);
 }
 
@@ -126,7 +211,7 @@ void hr_cpu_attention(hr_cpu *cpu, const hr_layer *layer, uint32_t index)
 {
     const hr_attention_weights *w = &layer->attention;
     uint32_t T = cpu->n_rows, q_cols = w->q.rows, kv_cols = w->k.rows;
-    attention_stage stage = {cpu, layer};
+    attention_stage stage = {.cpu = cpu, .layer = layer, .max_segments = hr_cpu_segments(cpu->max_context)};
     hr_cpu_product qkv[3] = {
         {.w = &w->q, .in = cpu->prepared, .n_rows = T, .out = cpu->q},
         {.w = &w->k, .in = cpu->prepared, .n_rows = T, .out = cpu->k},

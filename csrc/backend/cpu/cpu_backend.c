@@ -17,6 +17,7 @@ enum {
     LOGITS_ROWS_MIN = 16,
     PAGE_TOKENS_MAX = 1024,
     ROWS_MAX = 1 << 16,
+    HUGE_PAGE_BYTES = 2 << 20,
 };
 
 static size_t largest(size_t a, size_t b)
@@ -40,7 +41,9 @@ static void lay_out_worker(const hr_cpu *cpu, hr_cpu_worker *worker, size_t wide
     worker->linear_scratch =
         hr_carve(c, 1, largest(cpu->kernels->linear_scratch_bytes((uint32_t)widest_cols), HR_CPU_PACKED_SCRATCH));
     worker->tile = hr_carve(c, (size_t)2 * cpu->options.max_rows * HR_CPU_TILE_MAX, sizeof(float));
-    worker->scores = hr_carve(c, (size_t)arch->n_heads / arch->n_kv_heads * cpu->max_context, sizeof(float));
+    worker->attention = hr_carve(
+        c, cpu->kernels->attention_scratch_floats(arch->n_heads / arch->n_kv_heads, arch->head_dim, cpu->max_context),
+        sizeof(float));
     worker->head = hr_carve(c, arch->head_dim, sizeof(float));
     worker->router_row = hr_carve(c, arch->hidden_size, sizeof(float));
     worker->expert_scores = hr_carve(c, arch->n_experts, sizeof(float));
@@ -98,6 +101,9 @@ static void lay_out(hr_cpu *cpu, hr_carver *c)
         cpu->act_rows.rows[kind] = hr_carve(c, 1, largest(dense, gathered));
     }
     cpu->logits = hr_carve(c, (size_t)cpu->logit_rows * arch->vocab_size, sizeof(float));
+    cpu->attention_rows = hr_carve(c, T + 1, sizeof(uint32_t));
+    cpu->attention_states = hr_carve(c, (size_t)cpu->attention_split * hr_cpu_segments(cpu->max_context),
+                                     cpu->attention_state_floats * sizeof(float));
     if (arch->n_experts > 0)
         lay_out_moe(cpu, c);
     cpu->workers = hr_carve(c, cpu->n_threads, sizeof *cpu->workers);
@@ -163,6 +169,9 @@ static headrace_status plan(hr_cpu *cpu, const hr_model *model, const hr_backend
         ((size_t)arch->n_attention_layers * arch->n_kv_heads * 2 * cpu->kv_head_bytes + HR_CPU_ALIGNMENT - 1) /
         HR_CPU_ALIGNMENT * HR_CPU_ALIGNMENT;
     cpu->slot_values = hr_arch_state_values(arch);
+    cpu->attention_state_floats = hr_attention_state_floats(arch->n_heads / arch->n_kv_heads, arch->head_dim);
+    if (cpu->kernels->attention_segment && arch->n_kv_heads < 2 * cpu->n_threads)
+        cpu->attention_split = 2 * cpu->n_threads - 1;
     lay_out(cpu, &count);
     if (count.overflows || count.used > SIZE_MAX / 2)
         return hr_fail(err, HEADRACE_E_MEMORY, "scratch for %u rows exceeds the address space", options->max_rows);
@@ -198,6 +207,19 @@ static headrace_status take(size_t n, size_t size, const char *what, void **at, 
     return HEADRACE_OK;
 }
 
+/* Asks for huge pages: attention reads 4 KiB of each page of keys and values, and pages lie far apart, so small ones
+ * would cost a walk of the page table each. Only a wish. Not for scratch, of which many parts are never touched. */
+static void wish_huge_pages(void *at, size_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    if (bytes >= HUGE_PAGE_BYTES)
+        (void)madvise(at, bytes, MADV_HUGEPAGE);
+#else
+    (void)at;
+    (void)bytes;
+#endif
+}
+
 static void give_back(void *at, size_t bytes)
 {
     if (at)
@@ -213,6 +235,7 @@ static headrace_status take_memory(hr_cpu *cpu, uint32_t n_pages, uint32_t n_slo
     cpu->n_slots = n_slots;
     HR_PASS(take(n_pages, cpu->page_bytes, "key/value pages", &at, &cpu->kv_bytes, err));
     cpu->kv = at;
+    wish_huge_pages(at, cpu->kv_bytes);
     HR_PASS(take(n_slots, cpu->slot_values * sizeof(float), "convolution states", &at, &cpu->state_bytes, err));
     cpu->state = at;
     HR_PASS(take(1, cpu->scratch_bytes, "scratch", &cpu->scratch, &cpu->scratch_bytes, err));
@@ -359,14 +382,16 @@ static void read_kv(const hr_backend *backend, uint32_t attention_layer, uint32_
                     float *out)
 {
     const hr_cpu *cpu = (const hr_cpu *)backend;
-    uint32_t D = cpu->arch->head_dim;
+    hr_dtype dtype = cpu->kv_dtype == HR_KV_F32 ? HR_F32 : HR_BF16;
+    size_t D = cpu->arch->head_dim, step = which == 0 ? cpu->options.page_tokens : 1;
 
     for (uint32_t h = 0; h < cpu->arch->n_kv_heads; h++) {
         size_t head = ((size_t)attention_layer * cpu->arch->n_kv_heads + h) * 2 + (which != 0);
-        const unsigned char *at =
-            cpu->kv + page * cpu->page_bytes + head * cpu->kv_head_bytes + (size_t)offset * D * cpu->kv_value_bytes;
+        const unsigned char *at = cpu->kv + page * cpu->page_bytes + head * cpu->kv_head_bytes;
 
-        hr_dequantize(cpu->kv_dtype == HR_KV_F32 ? HR_F32 : HR_BF16, at, out + (size_t)h * D, D);
+        for (size_t i = 0; i < D; i++)
+            hr_dequantize(dtype, at + ((which == 0 ? offset : offset * D) + i * step) * cpu->kv_value_bytes,
+                          out + h * D + i, 1);
     }
 }
 

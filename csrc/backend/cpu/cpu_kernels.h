@@ -28,7 +28,8 @@ static inline hr_cpu_rows hr_cpu_rows_of(const hr_matrix *w)
 enum { HR_CPU_PACKED_SCRATCH = 256 * 1024 /* bytes of scratch that linear_packed may use */ };
 
 /* Where one sequence's keys and values of one attention layer and one key-value head lie: page i holds positions
- * [i P, (i+1) P); keys at page_base[i] + k_offset as [P, D] in kv_dtype, values at + v_offset likewise. */
+ * [i P, (i+1) P); keys at page_base[i] + k_offset as [D, P] in kv_dtype (hr_cpu_store_key), so that one component of
+ * neighbouring positions is a vector; values at + v_offset as [P, D]. */
 typedef struct hr_kv_view {
     const unsigned char *pool; /* start of all pages */
     const uint32_t *pages;     /* page numbers of the sequence */
@@ -36,6 +37,35 @@ typedef struct hr_kv_view {
     uint32_t page_tokens, head_dim;
     hr_kv_dtype dtype; /* BF16 or F32 */
 } hr_kv_view;
+
+enum {
+    HR_ATTENTION_ROWS = 8,      /* at most in one call */
+    HR_ATTENTION_SEGMENT = 512, /* positions that one state describes */
+};
+
+/* Rows of one sequence at neighbouring positions, and the G query heads that share a key-value head. */
+typedef struct hr_attention {
+    const hr_kv_view *kv;
+    const float *q;           /* row r's heads at q + r * row_stride, [G, D], after norm and RoPE */
+    float *out;               /* likewise */
+    size_t row_stride;        /* floats */
+    uint32_t n_rows, n_heads; /* 1 .. HR_ATTENTION_ROWS; G */
+    uint32_t n_context;       /* row r attends positions 0 .. n_context + r - 1 */
+    float scale;              /* of scores, before the softmax in fp32 */
+} hr_attention;
+
+static inline size_t hr_attention_padded(uint32_t n)
+{
+    return ((size_t)n + 15) / 16 * 16;
+}
+/* Floats of the state of n_queries = n_rows * n_heads after one segment. */
+static inline size_t hr_attention_state_floats(uint32_t n_queries, uint32_t head_dim)
+{
+    return 2 * hr_attention_padded(n_queries) + n_queries * hr_attention_padded(head_dim);
+}
+
+/* Writes the key of one position, n components P apart, from dst on: the place of its component 0. */
+void hr_cpu_store_key(const float *x, uint32_t n, hr_kv_dtype dtype, uint32_t page_tokens, void *dst);
 
 typedef struct hr_cpu_kernels {
     const char *name;
@@ -68,12 +98,16 @@ typedef struct hr_cpu_kernels {
     /* y[i] += x[i] * scale */
     void (*add_scaled)(float *y, const float *x, float scale, uint32_t n);
 
-    /* One row's causal attention for the G query heads that share a key-value head: q, out [G, D] fp32 (q after norm
-     * and RoPE); n_context positions 0 .. n_context-1 are attended. scores: scratch [G, n_context] fp32. Softmax in
-     * fp32. */
-    void (*attention)(const float *q, uint32_t n_heads, const hr_kv_view *kv, uint32_t n_context, float scale,
-                      float *scores, float *out);
-    /* Stores one head's key or value vector in the page dtype. */
+    /* Causal attention. scratch: attention_scratch_floats, 64-byte aligned, of the calling thread; max_context is the
+     * largest n_context of any row. */
+    size_t (*attention_scratch_floats)(uint32_t n_heads, uint32_t head_dim, uint32_t max_context);
+    void (*attention)(const hr_attention *job, float *scratch);
+    /* The same to the bit in pieces that several threads can do: the state of each segment of HR_ATTENTION_SEGMENT
+     * positions that a row reaches (segment s begins at s * HR_ATTENTION_SEGMENT), then all of them, one after the
+     * other in memory, joined to job->out; the first state is overwritten. NULL in the plain table. */
+    void (*attention_segment)(const hr_attention *job, uint32_t segment, float *scratch, float *state);
+    void (*attention_join)(const hr_attention *job, float *states);
+    /* Stores one head's value vector in the page dtype. */
     void (*store_kv)(const float *x, uint32_t n, hr_kv_dtype dtype, void *dst);
 
     /* One row of the gated convolution's middle, for n channels: u = b * x; y = c * (sum_j taps[h, j] * window), where

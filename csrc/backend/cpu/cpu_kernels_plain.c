@@ -95,21 +95,23 @@ static void add_scaled(float *y, const float *x, float scale, uint32_t n)
         y[i] += x[i] * scale;
 }
 
-/* Values [first, first + n) of one stored key or value vector. */
-static void load_kv(const hr_kv_view *kv, size_t part_offset, uint32_t position, uint32_t first, uint32_t n, float *out)
+/* Components [first, first + n) of one stored key or value vector. */
+static void load_kv(const hr_kv_view *kv, bool is_key, uint32_t position, uint32_t first, uint32_t n, float *out)
 {
-    const unsigned char *page = kv->pool + (size_t)kv->pages[position / kv->page_tokens] * kv->page_bytes + part_offset;
-    size_t at = (size_t)(position % kv->page_tokens) * kv->head_dim + first;
+    const unsigned char *page = kv->pool + (size_t)kv->pages[position / kv->page_tokens] * kv->page_bytes;
+    size_t slot = position % kv->page_tokens, step = is_key ? kv->page_tokens : 1;
+    size_t at = is_key ? first * step + slot : slot * kv->head_dim + first;
 
-    if (kv->dtype == HR_KV_F32) {
-        memcpy(out, page + at * sizeof(float), n * sizeof(float));
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++) {
+    page += is_key ? kv->k_offset : kv->v_offset;
+    for (size_t i = 0; i < n; i++) {
         uint16_t h;
 
-        memcpy(&h, page + (at + i) * sizeof h, sizeof h);
-        out[i] = hr_bf16_to_f32(h);
+        if (kv->dtype == HR_KV_F32) {
+            memcpy(out + i, page + (at + i * step) * sizeof *out, sizeof *out);
+        } else {
+            memcpy(&h, page + (at + i * step) * sizeof h, sizeof h);
+            out[i] = hr_bf16_to_f32(h);
+        }
     }
 }
 
@@ -125,7 +127,7 @@ static void score(const float *q, const hr_kv_view *kv, uint32_t n_context, floa
         for (uint32_t first = 0; first < kv->head_dim; first += HEAD_DIM_AT_ONCE) {
             uint32_t n = kv->head_dim - first < HEAD_DIM_AT_ONCE ? kv->head_dim - first : HEAD_DIM_AT_ONCE;
 
-            load_kv(kv, kv->k_offset, t, first, n, key);
+            load_kv(kv, true, t, first, n, key);
             for (uint32_t i = 0; i < n; i++)
                 sum += q[first + i] * key[i];
         }
@@ -158,22 +160,44 @@ static void mix_values(const float *weights, const hr_kv_view *kv, uint32_t n_co
         uint32_t n = kv->head_dim - first < HEAD_DIM_AT_ONCE ? kv->head_dim - first : HEAD_DIM_AT_ONCE;
 
         for (uint32_t t = 0; t < n_context; t++) {
-            load_kv(kv, kv->v_offset, t, first, n, value);
+            load_kv(kv, false, t, first, n, value);
             for (uint32_t i = 0; i < n; i++)
                 out[first + i] += weights[t] * value[i];
         }
     }
 }
 
-static void attention(const float *q, uint32_t n_heads, const hr_kv_view *kv, uint32_t n_context, float scale,
-                      float *scores, float *out)
+static size_t attention_scratch_floats(uint32_t n_heads, uint32_t head_dim, uint32_t max_context)
 {
-    for (uint32_t h = 0; h < n_heads; h++) {
-        float *row = scores + (size_t)h * n_context;
+    (void)n_heads;
+    (void)head_dim;
+    return max_context;
+}
 
-        score(q + (size_t)h * kv->head_dim, kv, n_context, scale, row);
-        softmax(row, n_context);
-        mix_values(row, kv, n_context, out + (size_t)h * kv->head_dim);
+static void attention(const hr_attention *job, float *scores)
+{
+    for (uint32_t i = 0; i < job->n_rows * job->n_heads; i++) {
+        size_t at = i / job->n_heads * job->row_stride + (size_t)(i % job->n_heads) * job->kv->head_dim;
+        uint32_t n_context = job->n_context + i / job->n_heads;
+
+        score(job->q + at, job->kv, n_context, job->scale, scores);
+        softmax(scores, n_context);
+        mix_values(scores, job->kv, n_context, job->out + at);
+    }
+}
+
+void hr_cpu_store_key(const float *x, uint32_t n, hr_kv_dtype dtype, uint32_t page_tokens, void *dst)
+{
+    unsigned char *at = dst;
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint16_t h = hr_f32_to_bf16(x[i]);
+
+        if (dtype == HR_KV_F32)
+            memcpy(at, x + i, sizeof *x);
+        else
+            memcpy(at, &h, sizeof h);
+        at += page_tokens * (dtype == HR_KV_F32 ? sizeof *x : sizeof h);
     }
 }
 
@@ -223,6 +247,7 @@ const hr_cpu_kernels hr_cpu_kernels_plain = {
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .add_scaled = add_scaled,
+    .attention_scratch_floats = attention_scratch_floats,
     .attention = attention,
     .store_kv = store_kv,
     .conv_row = conv_row,

@@ -29,9 +29,8 @@
 
 /* 3 x 4 accumulators and at most four operands: all 16 registers. */
 #define ROWS_MAX 3
-/* 4 heads x 2 vectors of values. */
-#define MIX_HEADS 4
-#define MIX_VECTORS 2
+/* Heads of rows in a tile of attention, times 2 vectors of positions or values. */
+#define ATTENTION_QUERIES 6
 
 typedef __m256 vf;
 enum { VW = 8 };
@@ -181,6 +180,19 @@ INLINE vf v_scale2(vf a, vf n)
     vf second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
 
     return v_mul(v_mul(a, first), second);
+}
+
+INLINE float v_first(vf a)
+{
+    return _mm256_cvtss_f32(a);
+}
+
+INLINE float v_largest(vf a)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
 
 /* { sum of a, of b, of c, of d }, each in one order: with a[i] lane i, first (a0 + a2) + (a1 + a3) in each group of

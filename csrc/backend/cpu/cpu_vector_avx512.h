@@ -29,9 +29,8 @@
 
 /* 6 x 4 accumulators, four columns of weights and one of activations: 29 of 32 registers, 10 loads for 24 products. */
 #define ROWS_MAX 6
-/* 4 heads x 4 vectors of values. */
-#define MIX_HEADS 4
-#define MIX_VECTORS 4
+/* Heads of rows in a tile of attention, times 2 vectors of positions or values. */
+#define ATTENTION_QUERIES 8
 
 typedef __m512 vf;
 enum { VW = 16 };
@@ -163,6 +162,16 @@ INLINE vf v_round(vf a)
 INLINE vf v_scale2(vf a, vf n)
 {
     return _mm512_scalef_ps(a, n);
+}
+
+INLINE float v_first(vf a)
+{
+    return _mm512_cvtss_f32(a);
+}
+
+INLINE float v_largest(vf a)
+{
+    return _mm512_reduce_max_ps(a);
 }
 
 /* { sum of a, of b, of c, of d }, each in one order: with a[i] lane i, first (a0 + a2) + (a1 + a3) in each group of

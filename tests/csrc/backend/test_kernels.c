@@ -348,8 +348,9 @@ static void make_cache(cache *c, const hr_cpu_kernels *table, uint32_t d, uint32
     for (uint32_t t = 0; t < n_context; t++) {
         unsigned char *page = c->pool.at + c->pages[t / page_tokens] * c->view.page_bytes + t % page_tokens * row;
 
-        table->store_kv(keys + (size_t)t * d, d, dtype, page);
         table->store_kv(values + (size_t)t * d, d, dtype, page + c->view.v_offset);
+        page = c->pool.at + c->pages[t / page_tokens] * c->view.page_bytes + t % page_tokens * (row / d);
+        hr_cpu_store_key(keys + (size_t)t * d, d, dtype, page_tokens, page);
     }
 }
 
@@ -379,7 +380,8 @@ static void check_attention_case(const hr_cpu_kernels *table, uint32_t d, uint32
 {
     static const uint32_t page_sizes[] = {4, 16, 7};
     float *q = aligned(n_heads * d * sizeof(float)), *keys = aligned(n_context * d * sizeof(float));
-    float *values = aligned(n_context * d * sizeof(float)), *scores = aligned(n_heads * n_context * sizeof(float));
+    float *values = aligned(n_context * d * sizeof(float));
+    float *scratch = aligned(table->attention_scratch_floats(n_heads, d, n_context) * sizeof(float));
     float *out = aligned(n_heads * d * sizeof(float)), *first = aligned(n_heads * d * sizeof(float));
     double *expected = aligned(d * sizeof(double));
 
@@ -388,13 +390,23 @@ static void check_attention_case(const hr_cpu_kernels *table, uint32_t d, uint32
     fill(values, n_context * d, 22);
     for (size_t i = 0; i < sizeof page_sizes / sizeof page_sizes[0]; i++) {
         cache c;
+        hr_attention job = {.kv = &c.view,
+                            .q = q,
+                            .out = i == 0 ? first : out,
+                            .n_rows = 1,
+                            .n_heads = n_heads,
+                            .n_context = n_context,
+                            .scale = 0.37f};
 
         make_cache(&c, table, d, page_sizes[i], n_context, dtype, keys, values);
-        table->attention(q, n_heads, &c.view, n_context, 0.37f, scores, i == 0 ? first : out);
+        table->attention(&job, scratch);
         if (i > 0)
             assert_memory_equal(out, first, n_heads * d * sizeof(float)); /* page size changes nothing */
         for (uint32_t h = 0; h < n_heads; h++) {                          /* nor do the heads beside */
-            table->attention(q + h * d, 1, &c.view, n_context, 0.37f, scores, out);
+            job.q = q + h * d;
+            job.out = out;
+            job.n_heads = 1;
+            table->attention(&job, scratch);
             assert_memory_equal(out, first + h * d, d * sizeof(float));
         }
         guarded_free(&c.pool);
@@ -410,7 +422,7 @@ static void check_attention_case(const hr_cpu_kernels *table, uint32_t d, uint32
     free(q);
     free(keys);
     free(values);
-    free(scores);
+    free(scratch);
     free(out);
     free(first);
     free(expected);
