@@ -4,9 +4,9 @@
 
 #define WITH_MODEL                                                                                             \
     (HR_FOR_SERVE | HR_FOR_RUN | HR_FOR_INFO | HR_FOR_TOKENIZE | HR_FOR_BENCH | HR_FOR_LOGITS | HR_FOR_SCORE | \
-     HR_FOR_COMPARE)
+     HR_FOR_IMATRIX | HR_FOR_COMPARE)
 #define WITH_ENGINE (HR_FOR_SERVE | HR_FOR_RUN | HR_FOR_BENCH)
-#define WITH_COMPUTE (WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE)
+#define WITH_COMPUTE (WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_IMATRIX | HR_FOR_COMPARE)
 #define WITH_JSON (HR_FOR_INFO | HR_FOR_TOKENIZE | HR_FOR_BENCH | HR_FOR_SCORE | HR_FOR_COMPARE | HR_FOR_DOCTOR)
 #define ALL ((unsigned)-1)
 
@@ -34,7 +34,7 @@ const hr_option_def hr_option_table[] = {
      "where to compute; auto: a GPU if there is one to use"},
     {"threads", NULL, 't', HR_OPTION_UINT, "N", "0", WITH_COMPUTE | HR_FOR_CONVERT,
      "CPU threads; 0: one a physical core"},
-    {"exact", NULL, 0, HR_OPTION_BOOL, NULL, "no", WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE,
+    {"exact", NULL, 0, HR_OPTION_BOOL, NULL, "no", WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_IMATRIX,
      "the plain fp32 path: slow, the oracle of every other"},
     {"kv-cache-dtype", NULL, 0, HR_OPTION_TEXT, "auto|bf16|f32", "auto", WITH_COMPUTE,
      "element type of keys and values"},
@@ -48,7 +48,8 @@ const hr_option_def hr_option_table[] = {
      "also -tp; only 1: one device runs the whole model"},
     {"gpu-memory-utilization", NULL, 0, HR_OPTION_REAL, "F", "0.9", WITH_ENGINE,
      "part of a GPU's memory that may be used; no effect on the CPU"},
-    {"chunk", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_COMPARE, "rows a step; 0: 512"},
+    {"chunk", NULL, 0, HR_OPTION_UINT, "N", "0", HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_IMATRIX | HR_FOR_COMPARE,
+     "rows a step; 0: 512"},
     /* engine */
     {"max-model-len", "ctx-size", 'c', HR_OPTION_UINT, "N", "0", WITH_ENGINE,
      "prompt + output tokens; 0: from the model"},
@@ -130,8 +131,10 @@ const hr_option_def hr_option_table[] = {
      "compare the distribution at every position with that of this model (folder, .gguf or \"tiny\")"},
     {"exact-base", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_SCORE,
      "with --kl: the base model by the plain fp32 path, whatever --exact says"},
-    {"out", "output", 'o', HR_OPTION_TEXT, "FILE", NULL, HR_FOR_LOGITS, "safetensors file to write"},
-    {"window", NULL, 0, HR_OPTION_UINT, "N", "512", HR_FOR_SCORE, "tokens scored at once, the first being bos"},
+    {"out", "output", 'o', HR_OPTION_TEXT, "FILE", NULL, HR_FOR_LOGITS | HR_FOR_IMATRIX,
+     "file to write: safetensors, or of imatrix GGUF"},
+    {"window", NULL, 0, HR_OPTION_UINT, "N", "512", HR_FOR_SCORE | HR_FOR_IMATRIX,
+     "tokens run at once, the first being bos"},
     {"tolerance", NULL, 0, HR_OPTION_REAL, "X", "0.05", HR_FOR_COMPARE,
      "largest difference relative to the tensor's largest value"},
     {"input-len", NULL, 0, HR_OPTION_UINT, "N", "512", HR_FOR_BENCH, "prompt tokens"},

@@ -35,6 +35,7 @@ enum {
     HR_FOR_COMPARE = 1 << 7,
     HR_FOR_DOCTOR = 1 << 8,
     HR_FOR_VERSION = 1 << 9,
+    HR_FOR_IMATRIX = 1 << 11,
     HR_FOR_CONVERT = 1 << 10,
 };
 

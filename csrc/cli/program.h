@@ -14,6 +14,7 @@ int hr_cmd_tokenize(int argc, char **argv);
 int hr_cmd_bench(int argc, char **argv);
 int hr_cmd_logits(int argc, char **argv);
 int hr_cmd_score(int argc, char **argv);
+int hr_cmd_imatrix(int argc, char **argv);
 int hr_cmd_compare(int argc, char **argv);
 int hr_cmd_convert(int argc, char **argv);
 int hr_cmd_doctor(int argc, char **argv);

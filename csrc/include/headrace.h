@@ -491,6 +491,28 @@ HEADRACE_API headrace_status headrace_compute_run(headrace_compute *compute, con
                                                   float *logits, headrace_error *err);
 HEADRACE_API void headrace_compute_close(headrace_compute *compute); /* NULL is accepted */
 
+/* Importance of the columns of every weight matrix: how strongly a calibration text drives them. A quantiser that knows
+ * it rounds better (headrace convert --imatrix). Use and life as of headrace_compute; taps slow the run down. */
+typedef struct headrace_importance headrace_importance;
+HEADRACE_API headrace_status headrace_importance_open(headrace_model *model, const headrace_compute_options *options,
+                                                      size_t max_ids, headrace_importance **out, headrace_error *err);
+/* Runs one sequence and adds what went into each matrix. Errors: as headrace_compute_run; E_UNSUPPORTED (the device
+ * does not show some input), E_MEMORY. */
+HEADRACE_API headrace_status headrace_importance_add(headrace_importance *importance, const int32_t *ids, size_t n_ids,
+                                                     headrace_error *err);
+typedef struct headrace_importance_info {
+    uint64_t n_rows; /* tokens run */
+    uint32_t n_sequences;
+    uint32_t n_experts, n_unseen_experts; /* of all layers; 0 for dense models */
+    uint64_t least_expert_rows;           /* rows that the rarest expert saw */
+} headrace_importance_info;
+HEADRACE_API void headrace_importance_get_info(const headrace_importance *importance, headrace_importance_info *out);
+/* Writes an imatrix file, as llama.cpp has it; dataset is the text's name for the record, or NULL. Complete or not
+ * there at all. Errors: E_ARGUMENT (nothing was run; a sum that is not finite), E_IO, E_MEMORY. */
+HEADRACE_API headrace_status headrace_importance_save(const headrace_importance *importance, const char *path,
+                                                      const char *dataset, headrace_error *err);
+HEADRACE_API void headrace_importance_close(headrace_importance *importance); /* NULL is accepted */
+
 /* A float32 tensor for headrace_save_tensors; data is [shape[0], .., shape[rank - 1]], row-major, borrowed. */
 typedef struct headrace_named_tensor {
     const char *name;

@@ -15,7 +15,7 @@ import numpy
 import pytest
 import safetensors.numpy
 
-COMMANDS = ["serve", "run", "info", "tokenize", "bench", "logits", "score", "compare", "doctor", "version"]
+COMMANDS = ["serve", "run", "info", "tokenize", "bench", "logits", "score", "imatrix", "compare", "doctor", "version"]
 WHO = "Who are you?"
 ANSWER = "I am Headrace Tiny, a test model for the headrace engine."
 OK, FAILURE, USAGE, MODEL, MEMORY, PORT = 0, 1, 2, 3, 4, 5
