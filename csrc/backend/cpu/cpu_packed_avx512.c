@@ -26,13 +26,18 @@ INLINE __m512i dot_pair(bool is_wide, __m512i sum, __m512i w0, __m512i w1, __m51
         sum, _mm512_madd_epi16(_mm512_add_epi16(_mm512_maddubs_epi16(w0, x0), _mm512_maddubs_epi16(w1, x1)), ones));
 }
 
+#include "backend/cpu/cpu_packed_avx512_layout.inc"
+
 #include "backend/cpu/cpu_packed_avx512.inc"
+
+#include "backend/cpu/cpu_packed_avx512_panel.inc"
+
+#include "backend/cpu/cpu_packed_avx512_product.inc"
 
 void hr_cpu_avx512_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
                                  float *y, size_t y_stride, void *scratch)
 {
-    (void)scratch;
-    multiply_packed(w, begin, end, rows, n_rows, y, y_stride);
+    multiply_packed(w, begin, end, rows, n_rows, y, y_stride, scratch);
 }
 
 /* The arrays of a row, to be written. */
