@@ -221,7 +221,7 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
                               speculates ? 2 * limits->max_num_seqs : limits->max_num_seqs, &engine->backend, err));
     if (speculates)
         HR_PASS(open_proposer(engine, &options, err));
-    for (uint32_t i = 0; i < engine->max_steps_in_flight; i++)
+    for (uint32_t i = 0; i < engine->ops->max_steps_in_flight; i++)
         engine->flights[i].batch = engine->ops->batch(engine->backend, i);
     engine->inbox.limits.max_queued_reqs = limits->max_num_queued_reqs;
     engine->inbox.limits.max_queued_tokens = limits->max_num_queued_tokens;

@@ -386,7 +386,7 @@ static void apply_span(hr_engine *engine, const hr_planned_span *span, const hr_
 /* False: there is nothing to begin before the step in flight is over, or the backend failed. */
 static bool begin_step(hr_engine *engine)
 {
-    hr_flight *flight = &engine->flights[engine->n_begun % engine->max_steps_in_flight];
+    hr_flight *flight = &engine->flights[engine->n_begun % engine->ops->max_steps_in_flight];
     uint64_t now = hr_now_us();
     const hr_plan *plan;
     headrace_error error = {0};
@@ -433,7 +433,7 @@ static void note_step(hr_engine *engine, const hr_plan *plan, uint64_t took_us)
 /* Waits for the oldest step and hands out what it gave. */
 static void finish_step(hr_engine *engine)
 {
-    const hr_flight *flight = &engine->flights[engine->n_finished % engine->max_steps_in_flight];
+    const hr_flight *flight = &engine->flights[engine->n_finished % engine->ops->max_steps_in_flight];
     headrace_error error = {0};
     const hr_plan *plan;
     headrace_status status;

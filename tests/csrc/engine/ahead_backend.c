@@ -186,6 +186,15 @@ static hr_batch *batch_of(hr_backend *base, uint32_t i)
     return &((ahead_backend *)base)->batches[i];
 }
 
+/* Speculation waits for each step before it copies. */
+static void copy_slot(hr_backend *base, uint32_t from, uint32_t to)
+{
+    ahead_backend *backend = (ahead_backend *)base;
+
+    HR_ASSERT(backend->n_computed == backend->n_begun);
+    hr_backend_cpu.copy_slot(backend->inner, from, to);
+}
+
 static const char *compute_name(const hr_backend *base)
 {
     return hr_backend_cpu.compute_name(((const ahead_backend *)base)->inner);
@@ -205,6 +214,7 @@ const hr_backend_ops hr_backend_ahead = {
     .batch = batch_of,
     .step_begin = step_begin,
     .step_wait = step_wait,
+    .copy_slot = copy_slot,
     .compute_name = compute_name,
     .n_threads = n_threads,
 };
