@@ -13,6 +13,7 @@
 
 #include "base/numeric.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -224,4 +225,20 @@ void hr_dequantize(hr_dtype dtype, const void *src, float *dst, size_t n)
         read_bf16(src, dst, n);
     else
         read_blocks(dtype, blocks[dtype], src, dst, n);
+}
+
+size_t hr_dtype_bad_block(hr_dtype dtype, const void *src, size_t n)
+{
+    const hr_dtype_info *info = &hr_dtypes[dtype];
+    bool has_minimum = dtype == HR_Q4_1 || dtype == HR_Q5_1 || dtype == HR_Q4_K || dtype == HR_Q5_K;
+    size_t n_blocks = n / info->block_values, first = dtype == HR_Q6_K ? 208 : 0, second = first + 2 * has_minimum;
+    const byte *block = src;
+
+    if (info->block_values == 1)
+        return n_blocks;
+    for (size_t b = 0; b < n_blocks; b++, block += info->block_bytes) {
+        if ((u16_at(block + first) & 0x7C00u) == 0x7C00u || (u16_at(block + second) & 0x7C00u) == 0x7C00u)
+            return b;
+    }
+    return n_blocks;
 }

@@ -41,4 +41,7 @@ static inline size_t hr_dtype_row_bytes(hr_dtype dtype, size_t n)
 /* Reads n values (a multiple of block_values) starting at a block border; src needs no alignment. */
 void hr_dequantize(hr_dtype dtype, const void *src, float *dst, size_t n);
 
+/* The first block of n values with an fp16 scale that is not finite, or the number of blocks. */
+size_t hr_dtype_bad_block(hr_dtype dtype, const void *src, size_t n);
+
 #endif

@@ -148,6 +148,17 @@ const hr_tensor *hr_tensor_file_find(const hr_tensor_file *file, const char *nam
     return file->n_tensors == 0 ? NULL : bsearch(&key, file->tensors, file->n_tensors, sizeof key, by_name);
 }
 
+const hr_tensor *hr_tensor_file_at(const hr_tensor_file *file, const void *data)
+{
+    for (uint32_t i = 0; i < file->n_tensors; i++) {
+        uintptr_t begin = (uintptr_t)file->tensors[i].data, at = (uintptr_t)data;
+
+        if (at >= begin && at - begin < file->tensors[i].n_bytes)
+            return &file->tensors[i];
+    }
+    return NULL;
+}
+
 void hr_tensor_file_close(hr_tensor_file *file)
 {
     for (uint32_t i = 0; i < file->n_shards; i++)

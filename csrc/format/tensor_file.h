@@ -38,6 +38,8 @@ typedef struct hr_tensor_file {
 
 /* Binary search; NULL when absent. */
 const hr_tensor *hr_tensor_file_find(const hr_tensor_file *file, const char *name);
+/* The tensor whose bytes `data` points into; NULL when none has it. */
+const hr_tensor *hr_tensor_file_at(const hr_tensor_file *file, const void *data);
 /* Unmaps and frees; accepts a zeroed one. */
 void hr_tensor_file_close(hr_tensor_file *file);
 

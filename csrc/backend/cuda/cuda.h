@@ -28,7 +28,8 @@ enum {
 typedef struct hr_cuda_layer {
     const hr_layer *source;
     const float *operator_norm, *ffn_norm;
-    hrk_matrix in, out; /* in_proj or q, k, v; out_proj */
+    hrk_matrix in, out;  /* in_proj or q, k, v; out_proj */
+    hrk_matrix heads[3]; /* q, k and v of a quantised `in`: its parts, one after the other */
     const float *taps, *in_bias, *conv_bias, *out_bias;
     const float *q_norm, *k_norm;
     hrk_matrix gate_up, down;
@@ -84,6 +85,7 @@ typedef struct hr_cuda {
     /* What runs. */
     bool is_tiled; /* sm_90a kernels on tiled weights */
     bool fuses_conv, fuses_qkv, fuses_attention;
+    bool keeps_quantised; /* weights, where a tiled kernel reads their format */
     bool is_programmatic; /* launches may begin before the one before them has ended */
     uint32_t max_prefill_tiles;
     uint32_t max_chunk_items; /* decode attention goes in rounds of at most so many */
@@ -161,6 +163,12 @@ void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_carver *c);
 /* A piece of weights on its way to the device: some rows of the widest matrix, at most HR_CUDA_STAGING_BYTES. */
 size_t hr_cuda_staging_bytes(const hr_cuda *cuda);
 headrace_status hr_cuda_load_weights(hr_cuda *cuda, headrace_error *err);
+
+/* cuda_quantised.c */
+/* How a matrix of the model lies on the device, if nothing beside it wants it otherwise. */
+hrk_layout hr_cuda_layout(const hr_cuda *cuda, const hr_matrix *matrix);
+/* E_MODEL naming the tensor if a row of a quantised matrix has a scale that is not finite; others are not looked at. */
+headrace_status hr_cuda_check_scales(const hr_model *model, const hr_matrix *from, uint32_t row, headrace_error *err);
 
 /* cuda_upload.c: describes the batch to the device; *shape says what it needs. Enqueues the copy. */
 headrace_status hr_cuda_upload(hr_cuda *cuda, hr_cuda_flight *flight, hr_cuda_shape *shape, headrace_error *err);

@@ -4,7 +4,8 @@
  * are bf16 (kv_dtype F32 is refused), `exact` chooses the reference's roundings of the rotation. Two steps may be in
  * flight. A device of compute capability 9.0 runs the tiled and fused kernels where the model's shapes allow, others
  * from 8.0 on the portable ones; HEADRACE_CUDA=portable in the environment chooses the portable ones everywhere, to
- * find a difference; HEADRACE_CUDA_PROGRAMMATIC=0 lets each launch begin only when the one before it has ended.
+ * find a difference; HEADRACE_CUDA_QUANTISED=0 decodes quantised weights to bf16 as they are loaded, with the same
+ * results; HEADRACE_CUDA_PROGRAMMATIC=0 lets each launch begin only when the one before it has ended.
  *
  * Taps: with options.tap, a step waits for the device after each stage and emits what the kernels in use left in
  * memory; what lies inside a fused kernel (conv_bx, k and v of the fused ones) stays silent, and the numbers are those

@@ -186,6 +186,8 @@ static void choose_kernels(hr_cuda *cuda)
         cuda->is_tiled && arch->conv_length <= 4 && arch->hidden_size % 64 == 0 && !has_conv_bias(cuda->model);
     cuda->fuses_attention = cuda->is_tiled && has_heads && has_pages;
     cuda->fuses_qkv = cuda->fuses_attention;
+    wish = getenv("HEADRACE_CUDA_QUANTISED");
+    cuda->keeps_quantised = cuda->is_tiled && !cuda->model->is_dummy && !(wish && strcmp(wish, "0") == 0);
     wish = getenv("HEADRACE_CUDA_PROGRAMMATIC");
     cuda->is_programmatic = cuda->device.major >= 9 && !(wish && strcmp(wish, "0") == 0); /* older devices refuse */
     (void)snprintf(cuda->compute_name, sizeof cuda->compute_name, "%s sm_%d%d%s %s bf16", cuda->device.name,

@@ -177,6 +177,8 @@ static headrace_status qkv_fused(walk *w, headrace_error *err)
     hrk_qkv_args args = {.tables = cuda->tables,
                          .max_rows = w->T,
                          .w = w->layer->in,
+                         .k_layout = w->layer->heads[1].layout,
+                         .v_layout = w->layer->heads[2].layout,
                          .in = cuda->xn,
                          .q_norm = w->layer->q_norm,
                          .k_norm = w->layer->k_norm,

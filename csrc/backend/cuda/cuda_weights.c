@@ -5,6 +5,8 @@
  * does that, the host fills the other buffer, so reading the file and the copies overlap. The buffers on the device are
  * borrowed from the scratch, which nothing uses yet.
  *
+ * Quantised matrices that stay so (cuda_quantised.c) go the same way, as the file's bytes, to hrk_pack_quantised.
+ *
  * What is stored: embedding row-major, for look-ups; the head in the layout of a product, which makes a second copy of
  * a tied embedding where products are tiled; q, k and v as one matrix; gate and up side by side; the experts of a layer
  * one after the other. Vectors are fp32.
@@ -16,7 +18,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { BUFFERS = 2 };
+enum { BUFFERS = 2, STRIP = 64 /* rows of a tiled matrix that are packed at once */ };
 
 /* ---------------------------------------------------------------- places */
 
@@ -25,19 +27,58 @@ static hrk_matrix carve_as(hrk_layout layout, hr_carver *c, uint32_t rows, uint3
 {
     hrk_matrix m = {.rows = rows, .cols = cols, .n_groups = n_groups, .n_stack = n_stack, .layout = layout};
 
-    m.data = hr_carve(c, n_stack, hrk_matrix_values(rows, cols, n_groups, m.layout) * sizeof(hrk_bf16));
+    m.data = hr_carve(c, n_stack, hrk_matrix_bytes(rows, cols, n_groups, m.layout));
     return m;
 }
 
-static hrk_matrix carve_matrix(const hr_cuda *cuda, hr_carver *c, uint32_t rows, uint32_t cols, uint32_t n_groups,
-                               uint32_t n_stack)
+/* Of matrices that lie together: their quantised format if they share it. */
+static hrk_layout together(hrk_layout a, hrk_layout b)
 {
-    return carve_as(cuda->is_tiled ? HRK_TILED : HRK_ROW_MAJOR, c, rows, cols, n_groups, n_stack);
+    return a == b ? a : HRK_TILED;
 }
 
 static const float *carve_vector(hr_carver *c, const float *source, size_t n)
 {
     return source ? hr_carve(c, n, sizeof(float)) : NULL;
+}
+
+/* Parts of a matrix that are packed one by one begin with a strip, if they are quantised. */
+static hrk_layout whole_strips(hrk_layout layout, uint32_t rows)
+{
+    return hrk_is_quantised(layout) && rows % STRIP != 0 ? HRK_TILED : layout;
+}
+
+/* Fused, q, k and v may each have a format of their own; else they are one matrix. */
+static void lay_out_heads(const hr_cuda *cuda, hr_cuda_layer *layer, hr_carver *c)
+{
+    const hr_attention_weights *w = &layer->source->attention;
+    const hr_matrix *parts[3] = {&w->q, &w->k, &w->v};
+    uint32_t H = cuda->model->arch.hidden_size, rows = w->q.rows + w->k.rows + w->v.rows;
+    hrk_layout common = hr_cuda_layout(cuda, &w->q);
+    size_t bytes = 0;
+    bool is_quantised = cuda->fuses_qkv;
+
+    for (int i = 0; i < 3; i++) {
+        hrk_layout mine = hr_cuda_layout(cuda, parts[i]);
+
+        common = whole_strips(together(common, mine), parts[i]->rows);
+        is_quantised = is_quantised && hrk_is_quantised(mine);
+        layer->heads[i] = (hrk_matrix){.rows = parts[i]->rows, .cols = H, .n_groups = 1, .n_stack = 1, .layout = mine};
+        bytes += hrk_matrix_bytes(parts[i]->rows, H, 1, mine);
+    }
+    if (!is_quantised) {
+        layer->in = carve_as(common, c, rows, H, 1, 1);
+        memset(layer->heads, 0, sizeof layer->heads);
+        return;
+    }
+    layer->in = layer->heads[0];
+    layer->in.rows = rows;
+    layer->in.data = hr_carve(c, 1, bytes);
+    bytes = 0;
+    for (int i = 0; i < 3 && layer->in.data; i++) {
+        layer->heads[i].data = layer->in.data + bytes / sizeof(hrk_bf16);
+        bytes += hrk_matrix_bytes(parts[i]->rows, H, 1, layer->heads[i].layout);
+    }
 }
 
 static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_carver *c)
@@ -49,10 +90,10 @@ static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_carve
         const hr_conv_weights *w = &layer->source->conv;
 
         /* Products with biases are the portable kernels' alone. */
-        hrk_layout in = cuda->is_tiled && !w->in_bias ? HRK_TILED : HRK_ROW_MAJOR;
-        hrk_layout out = cuda->is_tiled && !w->out_bias ? HRK_TILED : HRK_ROW_MAJOR;
+        hrk_layout in = w->in_bias ? HRK_ROW_MAJOR : hr_cuda_layout(cuda, &w->in_proj);
+        hrk_layout out = w->out_bias ? HRK_ROW_MAJOR : hr_cuda_layout(cuda, &w->out_proj);
 
-        layer->in = cuda->fuses_conv ? carve_as(in, c, H, H, 3, 1) : carve_as(in, c, 3 * H, H, 1, 1);
+        layer->in = cuda->fuses_conv ? carve_as(in, c, H, H, 3, 1) : carve_as(whole_strips(in, H), c, 3 * H, H, 1, 1);
         layer->out = carve_as(out, c, H, H, 1, 1);
         layer->taps = carve_vector(c, w->taps, (size_t)H * L);
         layer->in_bias = carve_vector(c, w->in_bias, 3 * (size_t)H);
@@ -61,8 +102,8 @@ static void lay_out_operator(const hr_cuda *cuda, hr_cuda_layer *layer, hr_carve
     } else {
         const hr_attention_weights *w = &layer->source->attention;
 
-        layer->in = carve_matrix(cuda, c, (arch->n_heads + 2 * arch->n_kv_heads) * D, H, 1, 1);
-        layer->out = carve_matrix(cuda, c, H, arch->n_heads * D, 1, 1);
+        layer->out = carve_as(hr_cuda_layout(cuda, &w->out), c, H, arch->n_heads * D, 1, 1);
+        lay_out_heads(cuda, layer, c);
         layer->q_norm = carve_vector(c, w->q_norm, D);
         layer->k_norm = carve_vector(c, w->k_norm, D);
     }
@@ -73,13 +114,19 @@ static void lay_out_feed_forward(const hr_cuda *cuda, hr_cuda_layer *layer, hr_c
     const hr_arch *arch = &cuda->model->arch;
     uint32_t H = arch->hidden_size, E = arch->n_experts, F = layer->source->dense.gate.rows;
 
-    if (!layer->source->is_moe) {
-        layer->gate_up = carve_matrix(cuda, c, F, H, 2, 1);
-        layer->down = carve_matrix(cuda, c, H, F, 1, 1);
-        return;
+    uint32_t n = layer->source->is_moe ? E : 1, rows = layer->source->is_moe ? arch->expert_ffn_dim : F;
+    const hr_ffn_weights *all = layer->source->is_moe ? layer->source->experts : &layer->source->dense;
+    hrk_layout gate_up = hr_cuda_layout(cuda, &all->gate), down = hr_cuda_layout(cuda, &all->down);
+
+    for (uint32_t e = 0; e < n; e++) {
+        gate_up = together(gate_up, hr_cuda_layout(cuda, &all[e].gate));
+        gate_up = together(gate_up, hr_cuda_layout(cuda, &all[e].up));
+        down = together(down, hr_cuda_layout(cuda, &all[e].down));
     }
-    layer->gate_up = carve_matrix(cuda, c, arch->expert_ffn_dim, H, 2, E);
-    layer->down = carve_matrix(cuda, c, H, arch->expert_ffn_dim, 1, E);
+    layer->gate_up = carve_as(gate_up, c, rows, H, 2, n);
+    layer->down = carve_as(down, c, H, rows, 1, n);
+    if (!layer->source->is_moe)
+        return;
     layer->router = hr_carve(c, E, hrk_ld(H) * sizeof(hrk_bf16));
     layer->expert_bias = carve_vector(c, layer->source->expert_bias, E);
 }
@@ -96,7 +143,7 @@ void hr_cuda_lay_out_weights(hr_cuda *cuda, hr_carver *c)
     } else {
         size_t at = c->used;
 
-        cuda->head = carve_matrix(cuda, c, V, H, 1, 1);
+        cuda->head = carve_as(hr_cuda_layout(cuda, &model->head), c, V, H, 1, 1);
         cuda->second_head_bytes = model->is_tied ? c->used - at : 0;
     }
     cuda->final_norm = carve_vector(c, model->final_norm, H);
@@ -160,14 +207,17 @@ static size_t staged_row_bytes(const hr_matrix *from)
     return from->dtype == HR_F32 ? from->cols * sizeof(float) : from->cols * sizeof(uint16_t);
 }
 
-/* Rows [first, first + n) as hrk_pack takes them, dense. */
-static void stage_rows(loader *l, const hr_matrix *from, uint32_t first, uint32_t n, unsigned char *to)
+/* Rows [first, first + n) as they are packed: the file's own, or decoded to bf16. */
+static headrace_status stage_rows(loader *l, const hr_matrix *from, bool stays, uint32_t first, uint32_t n,
+                                  headrace_error *err)
 {
     const unsigned char *source = (const unsigned char *)from->data + first * from->row_bytes;
-    size_t row_bytes = staged_row_bytes(from);
+    size_t row_bytes = stays ? from->row_bytes : staged_row_bytes(from);
+    unsigned char *to = l->host[l->next];
 
     for (uint32_t r = 0; r < n; r++, source += from->row_bytes, to += row_bytes) {
-        if (is_whole(from->dtype)) {
+        HR_PASS(hr_cuda_check_scales(l->cuda->model, from, first + r, err));
+        if (stays || is_whole(from->dtype)) {
             memcpy(to, source, row_bytes);
             continue;
         }
@@ -178,17 +228,32 @@ static void stage_rows(loader *l, const hr_matrix *from, uint32_t first, uint32_
             memcpy(to + i * sizeof value, &value, sizeof value);
         }
     }
+    return send(l, n * row_bytes, err);
 }
 
-static headrace_status copy_matrix(loader *l, const hr_matrix *from, const destination *d, headrace_error *err)
+/* The n rows of the buffer to where they stay, from the matrix's row `first` on. */
+static headrace_status put_in_place(loader *l, const hr_matrix *from, const destination *d, uint32_t first, uint32_t n,
+                                    headrace_error *err)
 {
-    size_t row_bytes = staged_row_bytes(from);
-    uint32_t most = (uint32_t)(l->cuda->staging_bytes / row_bytes);
+    hrk_launch on = {.stream = l->cuda->stream, .n_sms = l->cuda->device.n_sms};
 
-    for (uint32_t first = 0; first < from->rows && !l->cuda->model->is_dummy; first += most) {
-        uint32_t n = from->rows - first < most ? from->rows - first : most;
-        hrk_launch on = {.stream = l->cuda->stream, .n_sms = l->cuda->device.n_sms};
-        hrk_pack_args pack = {.source = from->dtype == HR_F32   ? HRK_SOURCE_F32
+    if (hrk_is_quantised(d->to.layout)) {
+        hrk_pack_quantised_args pack = {.from = l->device[l->next],
+                                        .to = (void *)(uintptr_t)d->to.data,
+                                        .rows = d->to.rows,
+                                        .cols = d->to.cols,
+                                        .n_groups = d->to.n_groups,
+                                        .group = d->group,
+                                        .stack = d->stack,
+                                        .first_row = d->first_row + first,
+                                        .n_rows = n,
+                                        .layout = d->to.layout,
+                                        .pair_rotary = d->pair_rotary};
+
+        HR_CUDA_TRY(l->cuda, hrk_pack_quantised(&pack, &on));
+    } else {
+        hrk_pack_args pack = {.from = l->device[l->next],
+                              .source = from->dtype == HR_F32   ? HRK_SOURCE_F32
                                         : from->dtype == HR_F16 ? HRK_SOURCE_F16
                                                                 : HRK_SOURCE_BF16,
                               .to = (hrk_bf16 *)(uintptr_t)d->to.data,
@@ -202,12 +267,25 @@ static headrace_status copy_matrix(loader *l, const hr_matrix *from, const desti
                               .layout = d->to.layout,
                               .pair_rotary = d->pair_rotary};
 
-        HR_PASS(wait_for_buffer(l, err));
-        stage_rows(l, from, first, n, l->host[l->next]);
-        HR_PASS(send(l, n * row_bytes, err));
-        pack.from = l->device[l->next];
         HR_CUDA_TRY(l->cuda, hrk_pack(&pack, &on));
-        HR_CUDA_TRY(l->cuda, cudaEventRecord(l->free[l->next], l->cuda->stream));
+    }
+    HR_CUDA_TRY(l->cuda, cudaEventRecord(l->free[l->next], l->cuda->stream));
+    return HEADRACE_OK;
+}
+
+static headrace_status copy_matrix(loader *l, const hr_matrix *from, const destination *d, headrace_error *err)
+{
+    bool stays = hrk_is_quantised(d->to.layout);
+    uint32_t most = (uint32_t)(l->cuda->staging_bytes / (stays ? from->row_bytes : staged_row_bytes(from)));
+
+    if (stays)
+        most = most / STRIP * STRIP;
+    for (uint32_t first = 0; first < from->rows && !l->cuda->model->is_dummy; first += most) {
+        uint32_t n = from->rows - first < most ? from->rows - first : most;
+
+        HR_PASS(wait_for_buffer(l, err));
+        HR_PASS(stage_rows(l, from, stays, first, n, err));
+        HR_PASS(put_in_place(l, from, d, first, n, err));
         report(l, n * from->row_bytes);
     }
     return HEADRACE_OK;
@@ -285,13 +363,18 @@ static headrace_status load_conv(loader *l, const hr_cuda_layer *layer, headrace
 static headrace_status load_attention(loader *l, const hr_cuda_layer *layer, headrace_error *err)
 {
     const hr_attention_weights *w = &layer->source->attention;
+    const hr_matrix *parts[3] = {&w->q, &w->k, &w->v};
     destination d = {.to = layer->in, .pair_rotary = l->cuda->fuses_qkv};
 
-    HR_PASS(copy_matrix(l, &w->q, &d, err));
-    d.first_row += w->q.rows;
-    HR_PASS(copy_matrix(l, &w->k, &d, err));
-    d.first_row += w->k.rows;
-    HR_PASS(copy_matrix(l, &w->v, &d, err));
+    for (int i = 0; i < 3; i++) {
+        if (layer->heads[i].data) {
+            d.to = layer->heads[i];
+            HR_PASS(copy_matrix(l, parts[i], &d, err));
+            continue;
+        }
+        HR_PASS(copy_matrix(l, parts[i], &d, err));
+        d.first_row += parts[i]->rows;
+    }
     HR_PASS(copy_matrix(l, &w->out, &(destination){.to = layer->out}, err));
     HR_PASS(copy_vector(l, w->q_norm, layer->q_norm, l->cuda->arch->head_dim, err));
     return copy_vector(l, w->k_norm, layer->k_norm, l->cuda->arch->head_dim, err);
@@ -444,6 +527,8 @@ size_t hr_cuda_staging_bytes(const hr_cuda *cuda)
 
     all = all < HR_CUDA_STAGING_BYTES ? all : HR_CUDA_STAGING_BYTES;
     all = all > row ? all : row;
+    if (cuda->keeps_quantised && all < row * STRIP) /* a strip of any format; the least a piece can be */
+        all = row * STRIP;
     return (all + HR_CUDA_ALIGNMENT - 1) / HR_CUDA_ALIGNMENT * HR_CUDA_ALIGNMENT;
 }
 
