@@ -3,7 +3,8 @@
  * Every line stands beside roofs measured right before it: bytes a second of a plain streaming read of the same weights
  * by the same threads, and operations a second of the same instruction in registers. "share" is the time that the
  * slower of the two roofs would need, divided by the time taken; it means something on a busy machine too, as far as
- * the load is steady. Each figure is the best of several passes over weights larger than the caches.
+ * the load is steady. Each figure is the best of several passes over weights larger than the caches. Quantised weights
+ * are packed (cpu_pack.h) and multiplied in integers; their operations are integer ones.
  *
  *   bench_cpu_kernels [--table NAME] [--dtype NAME] [--cols N] [--rows LIST] [--threads LIST] [--mib N] [--seconds S]
  * [--json FILE]
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 enum { THREADS_MAX = 64, LIST_MAX = 16, PASSES_MAX = 101 };
@@ -33,7 +35,7 @@ typedef struct work {
     const unsigned char *prepared;
     uint32_t n_rows, n_threads;
     float *y;
-    int level; /* of the roof's instructions */
+    bench_level level;
     enum { RUN_KERNEL, RUN_READ, RUN_MULTIPLY } what;
     pthread_barrier_t barrier;
     bool is_over;
@@ -49,7 +51,7 @@ typedef struct worker {
 typedef struct result {
     const char *table, *dtype;
     uint32_t n_rows, n_threads;
-    double us, gb_s, gflop_s, roof_gb_s, roof_gflop_s, share;
+    double us, gb_s, gop_s, roof_gb_s, roof_gop_s, share;
 } result;
 
 static void *allocate(size_t n)
@@ -60,6 +62,20 @@ static void *allocate(size_t n)
         (void)fprintf(stderr, "no memory for %zu bytes\n", n);
         exit(1);
     }
+    return p;
+}
+
+/* On huge pages where the kernel gives them, as the backend keeps packed weights. */
+static void *allocate_huge(size_t n)
+{
+    const size_t page = 2 << 20;
+    void *p = aligned_alloc(page, (n + page - 1) / page * page);
+
+    if (!p) {
+        (void)fprintf(stderr, "no memory for %zu bytes\n", n);
+        exit(1);
+    }
+    (void)madvise(p, (n + page - 1) / page * page, MADV_HUGEPAGE);
     return p;
 }
 
@@ -78,6 +94,9 @@ static void run_part(work *w, uint32_t i)
 
         if (w->what == RUN_READ)
             w->flops[i] += (double)(bench_read(at, (size_t)(end - o) * w->matrix.row_bytes / 256 * 256, w->level) & 1);
+        else if (w->matrix.is_packed)
+            w->kernels->linear_packed(&w->matrix, o, end, w->prepared, w->n_rows, w->y + o, w->matrix.rows,
+                                      w->scratch[i]);
         else
             w->kernels->linear(&w->matrix, o, end, w->prepared, w->n_rows, w->y + o, w->matrix.rows, w->scratch[i]);
     }
@@ -129,13 +148,26 @@ static double measure(work *w, double seconds)
     return best;
 }
 
-static int roof_level(const char *table, hr_dtype dtype)
+static bench_level roof_level(const char *table, const hr_matrix *w)
 {
-    if (strcmp(table, "plain") == 0)
-        return 0;
-    if (strcmp(table, "avx2") == 0)
-        return 1;
-    return strcmp(table, "avx512-bf16") == 0 && dtype == HR_BF16 ? 3 : 2;
+    static const struct {
+        const char *table;
+        bench_level wide, bytes;
+    } levels[] = {
+        {"avx2", BENCH_AVX2, BENCH_BYTES_AVX2},
+        {"avx2-vnni", BENCH_AVX2, BENCH_BYTES_AVX2_VNNI},
+        {"avx512", BENCH_AVX512, BENCH_BYTES_AVX512},
+        {"avx512-vnni", BENCH_AVX512, BENCH_BYTES_AVX512_VNNI},
+        {"avx512-bf16", BENCH_AVX512, BENCH_BYTES_AVX512_VNNI},
+    };
+
+    if (strcmp(table, "avx512-bf16") == 0 && w->dtype == HR_BF16)
+        return BENCH_AVX512_BF16;
+    for (size_t i = 0; i < sizeof levels / sizeof levels[0]; i++) {
+        if (strcmp(table, levels[i].table) == 0)
+            return w->is_packed ? levels[i].bytes : levels[i].wide;
+    }
+    return BENCH_PLAIN;
 }
 
 static result measure_one(work *w, double seconds)
@@ -152,30 +184,30 @@ static result measure_one(work *w, double seconds)
     us = measure(w, seconds / 4);
     for (uint32_t i = 0; i < w->n_threads; i++)
         flops += w->flops[i];
-    r.roof_gflop_s = flops / us * 1e-3;
+    r.roof_gop_s = flops / us * 1e-3;
     w->what = RUN_KERNEL;
     r.us = measure(w, seconds);
     flops = 2.0 * w->matrix.rows * w->matrix.cols * w->n_rows;
     r.gb_s = bytes / r.us * 1e-3;
-    r.gflop_s = flops / r.us * 1e-3;
-    need = bytes / r.roof_gb_s > flops / r.roof_gflop_s ? bytes / r.roof_gb_s : flops / r.roof_gflop_s;
+    r.gop_s = flops / r.us * 1e-3;
+    need = bytes / r.roof_gb_s > flops / r.roof_gop_s ? bytes / r.roof_gb_s : flops / r.roof_gop_s;
     r.share = need * 1e-3 / r.us;
     return r;
 }
 
 static void print_result(const result *r, const options *o, FILE *json, bool is_first)
 {
-    (void)printf("%-12s %-5s %5u rows %2u threads %9.0f us  %7.1f GB/s of %6.1f  %8.1f GFLOP/s of %7.1f  share %.2f\n",
-                 r->table, r->dtype, r->n_rows, r->n_threads, r->us, r->gb_s, r->roof_gb_s, r->gflop_s, r->roof_gflop_s,
+    (void)printf("%-12s %-5s %5u rows %2u threads %9.0f us  %7.1f GB/s of %6.1f  %8.1f GOP/s of %7.1f  share %.2f\n",
+                 r->table, r->dtype, r->n_rows, r->n_threads, r->us, r->gb_s, r->roof_gb_s, r->gop_s, r->roof_gop_s,
                  r->share);
     (void)fflush(stdout);
     if (json)
         (void)fprintf(
             json,
             "%s\n  {\"table\": \"%s\", \"dtype\": \"%s\", \"cols\": %u, \"rows\": %u, \"threads\": %u, \"us\": %.1f, "
-            "\"gb_s\": %.2f, \"roof_gb_s\": %.2f, \"gflop_s\": %.2f, \"roof_gflop_s\": %.2f, \"share\": %.3f}",
+            "\"gb_s\": %.2f, \"roof_gb_s\": %.2f, \"gop_s\": %.2f, \"roof_gop_s\": %.2f, \"share\": %.3f}",
             is_first ? "" : ",", r->table, r->dtype, o->cols, r->n_rows, r->n_threads, r->us, r->gb_s, r->roof_gb_s,
-            r->gflop_s, r->roof_gflop_s, r->share);
+            r->gop_s, r->roof_gop_s, r->share);
 }
 
 static result measure_threads(work *w, uint32_t n_threads, double seconds)
@@ -188,7 +220,8 @@ static result measure_threads(work *w, uint32_t n_threads, double seconds)
     w->is_over = false;
     (void)pthread_barrier_init(&w->barrier, NULL, n_threads);
     for (uint32_t i = 0; i < n_threads; i++) {
-        w->scratch[i] = allocate(w->kernels->linear_scratch_bytes(w->matrix.cols));
+        w->scratch[i] = allocate(w->matrix.is_packed ? (size_t)HR_CPU_PACKED_SCRATCH
+                                                     : w->kernels->linear_scratch_bytes(w->matrix.cols));
         workers[i] = (worker){w, i};
         if (i > 0 && pthread_create(&threads[i], NULL, worker_main, &workers[i]) != 0) {
             (void)fprintf(stderr, "cannot start thread %u\n", i);
@@ -225,35 +258,55 @@ static void fill_weights(unsigned char *data, size_t n, hr_dtype dtype)
     }
 }
 
+/* Random weights in memory of about o->mib, packed if their type is; the bytes are the caller's. */
+static hr_matrix make_weights(hr_dtype dtype, const options *o)
+{
+    size_t file_row = hr_dtype_row_bytes(dtype, o->cols);
+    hr_matrix w = {.dtype = dtype, .cols = o->cols, .row_bytes = file_row};
+    unsigned char *file, *packed;
+    headrace_error err;
+    uint32_t bad_row;
+
+    w.rows = (uint32_t)((size_t)o->mib * 1024 * 1024 / file_row / HR_PACK_ROWS * HR_PACK_ROWS);
+    file = allocate(w.rows * file_row);
+    fill_weights(file, w.rows * file_row, dtype);
+    w.data = file;
+    if (!hr_pack_is_packed(dtype))
+        return w;
+    packed = allocate_huge(hr_pack_bytes(dtype, w.rows, w.cols));
+    if (hr_pack_groups(&w, 0, w.rows / HR_PACK_ROWS, packed, &bad_row, &err) != HEADRACE_OK) {
+        (void)fprintf(stderr, "%s\n", err.message);
+        exit(1);
+    }
+    free(file);
+    return hr_pack_matrix(&w, packed);
+}
+
 static void bench_table(const hr_cpu_kernels *kernels, hr_dtype dtype, const options *o, FILE *json, bool *is_first)
 {
-    work w = {.kernels = kernels, .matrix = {.dtype = dtype, .cols = o->cols}};
+    const bool is_packed = hr_pack_is_packed(dtype);
+    work w = {.kernels = kernels, .matrix = make_weights(dtype, o)};
     uint32_t rows_max = 1;
-    size_t stride = kernels->prepared_bytes(o->cols);
-    unsigned char *weights, *prepared;
+    size_t stride = is_packed ? hr_int8_row_bytes(o->cols) : kernels->prepared_bytes(o->cols);
+    unsigned char *prepared;
     float *x;
 
-    w.level = roof_level(kernels->name, dtype);
-    w.matrix.row_bytes = hr_dtype_row_bytes(dtype, o->cols);
-    w.matrix.rows = (uint32_t)((size_t)o->mib * 1024 * 1024 / w.matrix.row_bytes);
+    w.level = roof_level(kernels->name, &w.matrix);
     for (uint32_t i = 0; i < o->n_rows; i++)
         rows_max = o->rows[i] > rows_max ? o->rows[i] : rows_max;
-    weights = allocate((size_t)w.matrix.rows * w.matrix.row_bytes);
     prepared = allocate(stride * rows_max);
     x = allocate((size_t)o->cols * sizeof *x);
-    fill_weights(weights, (size_t)w.matrix.rows * w.matrix.row_bytes, dtype);
     for (uint32_t r = 0; r < rows_max; r++) {
         for (uint32_t c = 0; c < o->cols; c++)
             x[c] = (float)(2.0 * hr_rng_unit(hr_rng_at(2 + r, c)) - 1.0);
-        kernels->prepare(x, o->cols, prepared + r * stride);
+        (is_packed ? kernels->prepare_int8 : kernels->prepare)(x, o->cols, prepared + r * stride);
     }
-    w.matrix.data = weights;
     w.prepared = prepared;
     for (uint32_t i = 0; i < o->n_rows; i++) {
         uint32_t all = w.matrix.rows;
 
         if (o->rows[i] > 64) /* a prompt is bound by arithmetic: fewer weights say the same in less time */
-            w.matrix.rows = all / 16 ? all / 16 : 1;
+            w.matrix.rows = all / 256 ? all / 256 * 16 : 16;
         w.n_rows = o->rows[i];
         w.y = allocate((size_t)w.n_rows * w.matrix.rows * sizeof *w.y);
         for (uint32_t t = 0; t < o->n_threads; t++) {
@@ -265,7 +318,7 @@ static void bench_table(const hr_cpu_kernels *kernels, hr_dtype dtype, const opt
         free(w.y);
         w.matrix.rows = all;
     }
-    free(weights);
+    free((void *)(uintptr_t)w.matrix.data);
     free(prepared);
     free(x);
 }
@@ -319,9 +372,14 @@ static bool parse_options(int argc, char **argv, options *o)
 
 int main(int argc, char **argv)
 {
-    static const hr_dtype dtypes[] = {HR_BF16, HR_F16, HR_F32, HR_Q4_0, HR_Q8_0, HR_Q4_K, HR_Q6_K};
-    options o = {
-        .cols = 2048, .rows = {1, 8, 512}, .n_rows = 3, .threads = {1, 2}, .n_threads = 2, .mib = 128, .seconds = 0.3};
+    static const hr_dtype dtypes[] = {HR_BF16, HR_F16, HR_F32, HR_Q4_0, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
+    options o = {.cols = 2048,
+                 .rows = {1, 8, 32, 512},
+                 .n_rows = 4,
+                 .threads = {1, 2},
+                 .n_threads = 2,
+                 .mib = 128,
+                 .seconds = 0.3};
     bool is_usable, is_first = true;
     FILE *json = NULL;
     const hr_cpu_kernels *kernels;
@@ -342,7 +400,7 @@ int main(int argc, char **argv)
         if (!is_usable || (o.table ? strcmp(o.table, kernels->name) != 0 : i == 0))
             continue;
         for (size_t d = 0; d < sizeof dtypes / sizeof dtypes[0]; d++) {
-            if (o.dtype ? strcmp(o.dtype, hr_dtypes[dtypes[d]].name) == 0 : dtypes[d] <= HR_BF16)
+            if (!o.dtype || strcmp(o.dtype, hr_dtypes[dtypes[d]].name) == 0)
                 bench_table(kernels, dtypes[d], &o, json, &is_first);
         }
     }

@@ -45,12 +45,20 @@ __attribute__((target("avx2"))) static uint64_t read_avx2(const unsigned char *a
         __asm__ volatile("" ::"v"(c6), "v"(c7), "v"(c8), "v"(c9), "v"(c10), "v"(c11));                    \
         return (double)n * 12 * (FLOPS);                                                                  \
     }
+#define STEP_BYTES256(C) _mm256_maddubs_epi16(C, x)
+#define STEP_BYTES512(C) _mm512_maddubs_epi16(C, x)
+#define STEP_VNNI512(C) _mm512_dpbusd_epi32(C, x, x)
+#define STEP_VNNI256(C) _mm256_dpbusd_avx_epi32(C, x, x)
 #define STEP256(C) _mm256_fmadd_ps(x, x, C)
 #define STEP512(C) _mm512_fmadd_ps(x, x, C)
 #define STEP_DOT(C) _mm512_dpbf16_ps(C, (__m512bh)x, (__m512bh)x)
 MULTIPLY(multiply_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), STEP256, 16)
 MULTIPLY(multiply_avx512, "avx512f", __m512, _mm512_setzero_ps(), STEP512, 32)
 MULTIPLY(multiply_dot, "avx512f,avx512bw,avx512bf16", __m512, _mm512_setzero_ps(), STEP_DOT, 64)
+MULTIPLY(multiply_bytes_avx2, "avx2", __m256i, _mm256_setzero_si256(), STEP_BYTES256, 64)
+MULTIPLY(multiply_bytes_avx2_vnni, "avx2,avxvnni", __m256i, _mm256_setzero_si256(), STEP_VNNI256, 64)
+MULTIPLY(multiply_bytes_avx512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512(), STEP_BYTES512, 128)
+MULTIPLY(multiply_bytes_avx512_vnni, "avx512f,avx512bw,avx512vnni", __m512i, _mm512_setzero_si512(), STEP_VNNI512, 128)
 
 #endif
 
@@ -83,25 +91,37 @@ static double multiply_plain(size_t n)
     return (double)n * 16;
 }
 
-uint64_t bench_read(const unsigned char *at, size_t n, int level)
+uint64_t bench_read(const unsigned char *at, size_t n, bench_level level)
 {
 #if defined(__x86_64__)
-    if (level >= 1)
+    if (level >= BENCH_AVX2)
         return read_avx2(at, n);
 #endif
     (void)level;
     return read_plain(at, n);
 }
 
-double bench_multiply(size_t n, int level)
+double bench_multiply(size_t n, bench_level level)
 {
 #if defined(__x86_64__)
-    if (level == 1)
+    switch (level) {
+    case BENCH_AVX2:
         return multiply_avx2(n);
-    if (level == 2)
+    case BENCH_AVX512:
         return multiply_avx512(n);
-    if (level == 3)
+    case BENCH_AVX512_BF16:
         return multiply_dot(n);
+    case BENCH_BYTES_AVX2:
+        return multiply_bytes_avx2(n);
+    case BENCH_BYTES_AVX2_VNNI:
+        return multiply_bytes_avx2_vnni(n);
+    case BENCH_BYTES_AVX512:
+        return multiply_bytes_avx512(n);
+    case BENCH_BYTES_AVX512_VNNI:
+        return multiply_bytes_avx512_vnni(n);
+    default:
+        break;
+    }
 #endif
     return multiply_plain(n);
 }

@@ -5,11 +5,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Whose instructions: fp32 products, bf16 pairs, or products of bytes (vpmaddubsw without VNNI, vpdpbusd with it). */
+typedef enum bench_level {
+    BENCH_PLAIN,
+    BENCH_AVX2,
+    BENCH_AVX512,
+    BENCH_AVX512_BF16,
+    BENCH_BYTES_AVX2,
+    BENCH_BYTES_AVX2_VNNI,
+    BENCH_BYTES_AVX512,
+    BENCH_BYTES_AVX512_VNNI,
+} bench_level;
+
 /* Reads n bytes (a multiple of 256) once, in order, with the widest loads allowed; returns something that depends on
  * all of them. */
-uint64_t bench_read(const unsigned char *at, size_t n, int level);
-/* Runs n rounds of independent fused multiply-adds in registers; returns the floating-point operations done. level: 0
- * scalar C, 1 AVX2, 2 AVX-512, 3 vdpbf16ps. */
-double bench_multiply(size_t n, int level);
+uint64_t bench_read(const unsigned char *at, size_t n, bench_level level);
+/* Runs n rounds of independent multiply-adds in registers; returns the operations done, two a product. */
+double bench_multiply(size_t n, bench_level level);
 
 #endif

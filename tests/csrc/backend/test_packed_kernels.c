@@ -268,21 +268,33 @@ static void check_many(const hr_cpu_kernels *table)
 {
     static const uint32_t counts[] = {48, 63, 64, 65, 100, 129};
 
-    for (uint32_t i = 0; i < TYPES; i++) {
-        problem p = make_problem(types[i], 48, 512, 129, true);
+    for (uint32_t i = 0; i < TYPES; i++) { /* 70 outputs, 768 columns: runs of both are cut, and the last is short */
+        problem p = make_problem(types[i], 70, 768 + (hr_dtypes[types[i]].block_values < 256 ? 32 : 0), 129, true);
         void *scratch = aligned(HR_CPU_PACKED_SCRATCH);
 
         for (uint32_t c = 0; c < sizeof counts / sizeof *counts; c++)
-            check_range(table, &p, 0, 48, 129 - counts[c], counts[c], scratch);
+            check_range(table, &p, 0, 70, 129 - counts[c], counts[c], scratch);
         free(scratch);
         free_problem(&p);
     }
+}
+
+static void check_a_prompt(const hr_cpu_kernels *table)
+{
+    problem p = make_problem(HR_Q4_0, 37, 96, 1100, true);
+    void *scratch = aligned(HR_CPU_PACKED_SCRATCH);
+
+    check_range(table, &p, 0, 37, 0, 1100, scratch);
+    check_range(table, &p, 0, 32, 5, 1025, scratch);
+    free(scratch);
+    free_problem(&p);
 }
 
 static void many_rows_too(void **state)
 {
     (void)state;
     for_each_table(check_many);
+    for_each_table(check_a_prompt);
 }
 
 /* Every weight the largest or the smallest of its type, every activation +-127: where sums of 16 bits that are added
