@@ -23,7 +23,6 @@ typedef struct packing {
     hr_dtype dtype;      /* of the packed matrix */
     uint32_t chunk_cols; /* columns of a chunk */
     uint32_t chunk_bytes;
-    uint32_t d_at, dmin_at; /* where the block of the file has its scales; the same where there is one */
     /* Puts one block of output o into its chunk; i: which block of the chunk. */
     void (*block)(const byte *block, uint32_t i, uint32_t o, byte *chunk);
 } packing;
@@ -177,9 +176,9 @@ static void pack_q6_k(const byte *block, uint32_t i, uint32_t o, byte *chunk)
 static const packing *packing_of(hr_dtype dtype)
 {
     static const packing all[HR_DTYPE_COUNT] = {
-        [HR_Q4_0] = {HR_Q4_0, 64, 576, 0, 0, pack_q4_0},   [HR_Q5_0] = {HR_Q8_0, 64, 1088, 0, 0, pack_q5_0},
-        [HR_Q8_0] = {HR_Q8_0, 64, 1088, 0, 0, pack_q8_0},  [HR_Q4_K] = {HR_Q4_K, 256, 2304, 0, 2, pack_q4_k},
-        [HR_Q5_K] = {HR_Q5_K, 256, 2816, 0, 2, pack_q5_k}, [HR_Q6_K] = {HR_Q6_K, 256, 3392, 208, 208, pack_q6_k},
+        [HR_Q4_0] = {HR_Q4_0, 64, 576, pack_q4_0},   [HR_Q5_0] = {HR_Q8_0, 64, 1088, pack_q5_0},
+        [HR_Q8_0] = {HR_Q8_0, 64, 1088, pack_q8_0},  [HR_Q4_K] = {HR_Q4_K, 256, 2304, pack_q4_k},
+        [HR_Q5_K] = {HR_Q5_K, 256, 2816, pack_q5_k}, [HR_Q6_K] = {HR_Q6_K, 256, 3392, pack_q6_k},
     };
 
     return all[dtype].block ? &all[dtype] : NULL;
@@ -202,15 +201,13 @@ size_t hr_pack_bytes(hr_dtype dtype, uint32_t rows, uint32_t cols)
     return ((size_t)rows + HR_PACK_ROWS - 1) / HR_PACK_ROWS * hr_pack_group_bytes(dtype, cols);
 }
 
-/* E_FORMAT unless the fp16 number at `at` is finite. */
-static headrace_status check_scale(const byte *at, const char *what, uint32_t row, size_t block, headrace_error *err)
+headrace_status hr_pack_check_row(const hr_matrix *from, uint32_t row, headrace_error *err)
 {
-    uint32_t bits = (uint32_t)at[0] | (uint32_t)at[1] << 8;
+    size_t bad = hr_dtype_bad_block(from->dtype, (const byte *)from->data + (size_t)row * from->row_bytes, from->cols);
 
-    if ((bits & 0x7C00u) != 0x7C00u)
+    if (bad == from->cols / hr_dtypes[from->dtype].block_values)
         return HEADRACE_OK;
-    return hr_fail(err, HEADRACE_E_MODEL, "row %u, block %zu: its %s is %s, must be finite", row, block, what,
-                   (bits & 0x3FFu) != 0 ? "NaN" : "infinite");
+    return hr_fail(err, HEADRACE_E_MODEL, "row %u, block %zu: a scale of it is not a finite number", row, bad);
 }
 
 static headrace_status pack_row(const packing *how, const hr_matrix *from, uint32_t row, byte *group,
@@ -220,12 +217,9 @@ static headrace_status pack_row(const packing *how, const hr_matrix *from, uint3
     const byte *block = (const byte *)from->data + (size_t)row * from->row_bytes;
     size_t n = from->cols / info->block_values, per_chunk = how->chunk_cols / info->block_values;
 
-    for (size_t b = 0; b < n; b++, block += info->block_bytes) {
-        HR_PASS(check_scale(block + how->d_at, "scale", row, b, err));
-        if (how->dmin_at != how->d_at)
-            HR_PASS(check_scale(block + how->dmin_at, "scale of minima", row, b, err));
+    HR_PASS(hr_pack_check_row(from, row, err));
+    for (size_t b = 0; b < n; b++, block += info->block_bytes)
         how->block(block, (uint32_t)(b % per_chunk), row % HR_PACK_ROWS, group + b / per_chunk * how->chunk_bytes);
-    }
     return HEADRACE_OK;
 }
 

@@ -63,6 +63,8 @@ size_t hr_pack_group_bytes(hr_dtype dtype, uint32_t cols);
  * block, the caller adds tensor and file. */
 headrace_status hr_pack_groups(const hr_matrix *from, uint32_t first, uint32_t last, void *to, uint32_t *bad_row,
                                headrace_error *err);
+/* The same check for a row that is not to be packed; any type. */
+headrace_status hr_pack_check_row(const hr_matrix *from, uint32_t row, headrace_error *err);
 /* The packed matrix as kernels take it: dtype, row_bytes (of a group / 16), is_packed set. */
 hr_matrix hr_pack_matrix(const hr_matrix *from, const void *packed);
 

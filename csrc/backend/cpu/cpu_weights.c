@@ -9,6 +9,9 @@
  * decided while the step runs (a thread that lost its core takes fewer), so no tile has a node of its own; spread,
  * every thread sees the bandwidth of all nodes. Who chose a policy for the process (numactl) keeps it.
  *
+ * Scales are looked at on the way, also of quantised matrices that stay where they are: one that is NaN or infinite
+ * would make every answer NaN, and is named before the first one.
+ *
  * The tables are walked by one function with a visitor, first to count and then to pack, as scratch is laid out.
  */
 #include "backend/cpu/cpu_weights.h"
@@ -31,40 +34,43 @@ enum {
 
 /* ---------------------------------------------------------------- walking the tables */
 
-typedef headrace_status (*visit_fn)(void *user, hr_matrix *matrix, headrace_error *err);
+/* may_pack: products read the matrix; others read it as it lies in the file. */
+typedef headrace_status (*visit_fn)(void *user, hr_matrix *matrix, bool may_pack, headrace_error *err);
 
 static headrace_status visit_ffn(hr_ffn_weights *ffn, visit_fn visit, void *user, headrace_error *err)
 {
-    HR_PASS(visit(user, &ffn->gate, err));
-    HR_PASS(visit(user, &ffn->up, err));
-    return visit(user, &ffn->down, err);
+    HR_PASS(visit(user, &ffn->gate, true, err));
+    HR_PASS(visit(user, &ffn->up, true, err));
+    return visit(user, &ffn->down, true, err);
 }
 
 static headrace_status visit_layer(hr_layer *layer, visit_fn visit, void *user, headrace_error *err)
 {
     switch (layer->operator) {
     case HR_OPERATOR_CONV:
-        HR_PASS(visit(user, &layer->conv.in_proj, err));
-        HR_PASS(visit(user, &layer->conv.out_proj, err));
+        HR_PASS(visit(user, &layer->conv.in_proj, true, err));
+        HR_PASS(visit(user, &layer->conv.out_proj, true, err));
         break;
     case HR_OPERATOR_ATTENTION:
-        HR_PASS(visit(user, &layer->attention.q, err));
-        HR_PASS(visit(user, &layer->attention.k, err));
-        HR_PASS(visit(user, &layer->attention.v, err));
-        HR_PASS(visit(user, &layer->attention.out, err));
+        HR_PASS(visit(user, &layer->attention.q, true, err));
+        HR_PASS(visit(user, &layer->attention.k, true, err));
+        HR_PASS(visit(user, &layer->attention.v, true, err));
+        HR_PASS(visit(user, &layer->attention.out, true, err));
         break;
     }
-    return layer->is_moe ? HEADRACE_OK : visit_ffn(&layer->dense, visit, user, err);
+    return layer->is_moe ? visit(user, &layer->router, false, err) : visit_ffn(&layer->dense, visit, user, err);
 }
 
-/* Every matrix that a step multiplies with, except routers (they run in fp32, cpu_moe.c). Copies of the tables are
- * handed to visit: what it changes is gone unless `into` keeps it. */
+/* Every matrix of the model. Routers run in fp32 from the file (cpu_moe.c), and so do the embedding's rows. Copies of
+ * the tables are handed to visit: what it changes is gone unless `into` keeps it. */
 static headrace_status visit_all(const hr_model *model, hr_cpu_weights *into, visit_fn visit, void *user,
                                  headrace_error *err)
 {
     uint32_t n_experts = model->arch.n_experts, n_before = 0;
-    hr_matrix head = model->head;
+    hr_matrix head = model->head, embedding = model->embedding;
 
+    if (!model->is_tied) /* else it is the head's bytes */
+        HR_PASS(visit(user, &embedding, false, err));
     for (uint32_t i = 0; i < model->arch.n_layers; i++) {
         hr_layer layer = model->layers[i];
 
@@ -83,33 +89,39 @@ static headrace_status visit_all(const hr_model *model, hr_cpu_weights *into, vi
         }
         n_before += layer.is_moe ? n_experts : 0;
     }
-    HR_PASS(visit(user, &head, err));
+    HR_PASS(visit(user, &head, true, err));
     if (into)
         into->head = head;
     return HEADRACE_OK;
 }
 
+static bool is_quantised(const hr_matrix *matrix)
+{
+    return hr_dtypes[matrix->dtype].block_values > 1;
+}
+
 typedef struct totals {
-    size_t packed, file;
+    bool exact;
+    size_t packed, file; /* bytes in memory; bytes of all quantised matrices in the file */
 } totals;
 
-static headrace_status count_matrix(void *user, hr_matrix *matrix, headrace_error *err)
+static headrace_status count_matrix(void *user, hr_matrix *matrix, bool may_pack, headrace_error *err)
 {
     totals *sum = user;
 
     (void)err;
-    sum->packed += hr_pack_bytes(matrix->dtype, matrix->rows, matrix->cols);
-    if (hr_pack_is_packed(matrix->dtype))
+    if (may_pack && !sum->exact)
+        sum->packed += hr_pack_bytes(matrix->dtype, matrix->rows, matrix->cols);
+    if (is_quantised(matrix))
         sum->file += matrix->rows * matrix->row_bytes;
     return HEADRACE_OK;
 }
 
 static totals count(const hr_model *model, const hr_backend_options *options)
 {
-    totals sum = {0};
+    totals sum = {.exact = options->exact};
 
-    if (!options->exact)
-        (void)visit_all(model, NULL, count_matrix, &sum, NULL);
+    (void)visit_all(model, NULL, count_matrix, &sum, NULL);
     return sum;
 }
 
@@ -183,6 +195,7 @@ typedef struct packer {
     size_t done; /* bytes of the file */
     /* The piece at hand. */
     const hr_matrix *from;
+    bool is_packed; /* else only its scales are looked at */
     uint32_t first_group;
     /* The first thing found wrong in it. */
     pthread_mutex_t lock;
@@ -191,13 +204,24 @@ typedef struct packer {
     headrace_error err;
 } packer;
 
+/* As hr_pack_groups, without packing. */
+static headrace_status check_groups(const hr_matrix *from, uint32_t first, uint32_t last, uint32_t *bad_row,
+                                    headrace_error *err)
+{
+    for (uint32_t row = first * HR_PACK_ROWS; row < from->rows && row < last * HR_PACK_ROWS; row++) {
+        *bad_row = row;
+        HR_PASS(hr_pack_check_row(from, row, err));
+    }
+    return HEADRACE_OK;
+}
+
 static void pack_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
 {
     packer *p = user;
     headrace_error err = {0};
-    uint32_t bad_row = 0;
-    headrace_status status =
-        hr_pack_groups(p->from, p->first_group + begin, p->first_group + end, p->at, &bad_row, &err);
+    uint32_t first = p->first_group + begin, last = p->first_group + end, bad_row = 0;
+    headrace_status status = p->is_packed ? hr_pack_groups(p->from, first, last, p->at, &bad_row, &err)
+                                          : check_groups(p->from, first, last, &bad_row, &err);
 
     (void)worker;
     if (status == HEADRACE_OK)
@@ -231,7 +255,7 @@ static headrace_status name_tensor(const packer *p, headrace_error *err)
     return hr_prefix(err, p->status, "a matrix that lies in no file");
 }
 
-static headrace_status pack_matrix(void *user, hr_matrix *matrix, headrace_error *err)
+static headrace_status pack_matrix(void *user, hr_matrix *matrix, bool may_pack, headrace_error *err)
 {
     packer *p = user;
     hr_matrix from = *matrix;
@@ -239,10 +263,11 @@ static headrace_status pack_matrix(void *user, hr_matrix *matrix, headrace_error
     size_t group_bytes = HR_PACK_ROWS * from.row_bytes;
     uint32_t most = group_bytes < PIECE_BYTES ? (uint32_t)(PIECE_BYTES / group_bytes) : 1;
 
-    if (!hr_pack_is_packed(from.dtype))
+    if (!is_quantised(&from))
         return HEADRACE_OK;
-    HR_ASSERT((size_t)(p->end - p->at) >= hr_pack_bytes(from.dtype, from.rows, from.cols));
     p->from = &from;
+    p->is_packed = may_pack && !p->options->exact && hr_pack_is_packed(from.dtype);
+    HR_ASSERT(!p->is_packed || (size_t)(p->end - p->at) >= hr_pack_bytes(from.dtype, from.rows, from.cols));
     for (uint32_t g = 0; g < n_groups; g += most) {
         uint32_t n = n_groups - g < most ? n_groups - g : most, row = g * HR_PACK_ROWS;
         size_t n_rows = (size_t)n * HR_PACK_ROWS < from.rows - row ? (size_t)n * HR_PACK_ROWS : from.rows - row;
@@ -257,8 +282,21 @@ static headrace_status pack_matrix(void *user, hr_matrix *matrix, headrace_error
         if (p->options->progress)
             p->options->progress(p->done, p->sum.file, p->options->progress_user);
     }
-    *matrix = hr_pack_matrix(&from, p->at);
-    p->at += hr_pack_bytes(from.dtype, from.rows, from.cols);
+    if (p->is_packed) {
+        *matrix = hr_pack_matrix(&from, p->at);
+        p->at += hr_pack_bytes(from.dtype, from.rows, from.cols);
+    }
+    return HEADRACE_OK;
+}
+
+/* Once more at the end: a fault maps the pages around it, too, and so brought back some that had been given back. */
+static headrace_status give_back_matrix(void *user, hr_matrix *matrix, bool may_pack, headrace_error *err)
+{
+    const packer *p = user;
+
+    (void)err;
+    if (may_pack && hr_pack_is_packed(matrix->dtype))
+        give_back_pages(p->model, matrix->data, matrix->rows * matrix->row_bytes);
     return HEADRACE_OK;
 }
 
@@ -288,17 +326,21 @@ headrace_status hr_cpu_weights_open(const hr_model *model, const hr_backend_opti
     headrace_status status;
 
     *out = (hr_cpu_weights){.layers = model->layers, .head = model->head};
-    if (p.sum.packed == 0)
+    if (p.sum.file == 0)
         return HEADRACE_OK;
-    HR_PASS(take_memory(model, out, p.sum.packed, err));
-    p.at = (unsigned char *)(((uintptr_t)out->memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
-    p.end = p.at + p.sum.packed;
-    advise(p.at, p.sum.packed);
+    if (p.sum.packed > 0) {
+        HR_PASS(take_memory(model, out, p.sum.packed, err));
+        p.at = (unsigned char *)(((uintptr_t)out->memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+        p.end = p.at + p.sum.packed;
+        advise(p.at, p.sum.packed);
+    }
     (void)pthread_mutex_init(&p.lock, NULL);
-    status = visit_all(model, out, pack_matrix, &p, err);
+    status = visit_all(model, p.sum.packed > 0 ? out : NULL, pack_matrix, &p, err);
     (void)pthread_mutex_destroy(&p.lock);
-    if (status == HEADRACE_OK)
+    if (status == HEADRACE_OK && p.sum.packed > 0) {
         out->layers = out->own_layers;
+        status = visit_all(model, NULL, give_back_matrix, &p, err);
+    }
     return status;
 }
 

@@ -18,9 +18,9 @@ typedef struct hr_cpu_weights {
 
 /* Bytes that packed matrices will take; 0 with options->exact, which multiplies dequantised fp32. */
 size_t hr_cpu_weights_bytes(const hr_model *model, const hr_backend_options *options);
-/* Packs, with all threads of the pool, and gives the mapped pages of what was packed back to the system: they come
- * again if somebody reads them. The model must outlive it. E_MODEL: a scale is not finite (names file, tensor, row,
- * block); E_MEMORY. On failure *out may be closed. */
+/* Checks the scales of all quantised matrices and packs, with all threads of the pool, and gives the mapped pages of
+ * what was packed back to the system: they come again if somebody reads them. The model must outlive it. E_MODEL: a
+ * scale is not finite (names file, tensor, row, block); E_MEMORY. On failure *out may be closed. */
 headrace_status hr_cpu_weights_open(const hr_model *model, const hr_backend_options *options, hr_cpu_pool *pool,
                                     hr_cpu_weights *out, headrace_error *err);
 void hr_cpu_weights_close(hr_cpu_weights *weights); /* accepts a zeroed one */

@@ -247,8 +247,7 @@ static void a_scale_that_is_not_finite_is_refused_by_row_and_block(void **state)
             bad_row = 0;
             assert_int_equal(hr_pack_groups(&p.from, 1, 2, p.at, &bad_row, &err), HEADRACE_E_MODEL);
             assert_int_equal(bad_row, 18);
-            assert_non_null(strstr(err.message, "row 18, block 2: "));
-            assert_non_null(strstr(err.message, s % 5 < 2 ? "infinite" : "NaN"));
+            assert_string_equal(err.message, "row 18, block 2: a scale of it is not a finite number");
             assert_int_equal(hr_pack_groups(&p.from, 0, 1, p.at, &bad_row, &err), HEADRACE_OK);
             memcpy(block, whole, block_bytes);
         }
