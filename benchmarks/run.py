@@ -10,6 +10,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 NAMES = {
     "llama": ("engine/llama.py", "decode, prefill, concurrent decode and memory beside llama.cpp, same shapes, same threads"),
+    "speculative": ("engine/speculative.py", "a stream with and without guessed tokens, in turn"),
     "start": ("engine/start.py", "start to first token of the embedded model"),
     "host": ("engine/host.py", "host time of a step of 1,024 answers on the CUDA backend, without a GPU"),
     "http": ("server/http_front.py", "CPU time of the HTTP front per streamed token"),

@@ -278,6 +278,7 @@ int hr_cmd_bench(int argc, char **argv)
                          "Speed of this machine. latency: one stream. throughput: many at once.", 1, 2);
     const char *what = hr_options_argument(options, 0);
     bench b = {.input_len = hr_option_u32(options, "input-len"), .output_len = hr_option_u32(options, "output-len")};
+    headrace_model *draft = NULL;
     bool is_latency = strcmp(what, "latency") == 0;
     bool used;
     int code;
@@ -312,13 +313,16 @@ int hr_cmd_bench(int argc, char **argv)
             engine_options.max_num_seqs = is_latency ? 1 : hr_option_u32(options, "max-concurrency");
         if (engine_options.max_num_queued_reqs == 0)
             engine_options.max_num_queued_reqs = STREAMS_MAX;
-        code = hr_open_engine(options, b.model, &engine_options, &b.engine);
+        code = hr_speculation_from(options, &engine_options, &draft);
+        if (code == HR_EXIT_OK)
+            code = hr_open_engine(options, b.model, &engine_options, &b.engine);
     }
     b.prompt = calloc(b.input_len, sizeof *b.prompt);
     if (code == HR_EXIT_OK)
         code = b.prompt ? (is_latency ? latency(options, &b) : throughput(options, &b)) : hr_out_of_memory();
     free(b.prompt);
     headrace_engine_close(b.engine);
+    headrace_model_close(draft);
     headrace_model_close(b.model);
     hr_options_destroy(options);
     return code;

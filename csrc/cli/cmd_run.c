@@ -235,6 +235,7 @@ int hr_cmd_run(int argc, char **argv)
                          "One answer; without PROMPT a chat on a terminal, else the prompt comes from a pipe.", 0, 2);
     conversation c = {0};
     headrace_engine_options engine_options;
+    headrace_model *draft = NULL;
     bool used = false;
     int code;
 
@@ -252,8 +253,10 @@ int hr_cmd_run(int argc, char **argv)
         engine_options.disable_prefix_caching = !hr_option_bool(options, "enable-prefix-caching");
         if (engine_options.max_num_seqs == 0)
             engine_options.max_num_seqs = 1; /* one person: all memory goes to one conversation */
-        code = hr_open_engine(options, c.model, &engine_options, &c.engine);
+        code = hr_speculation_from(options, &engine_options, &draft);
     }
+    if (code == HR_EXIT_OK)
+        code = hr_open_engine(options, c.model, &engine_options, &c.engine);
     if (code == HR_EXIT_OK) {
         if (hr_log_level(options) >= HEADRACE_LOG_DEBUG)
             hr_print_summary(c.model, c.engine);
@@ -265,6 +268,7 @@ int hr_cmd_run(int argc, char **argv)
         json_decref(c.request);
     }
     headrace_engine_close(c.engine);
+    headrace_model_close(draft);
     headrace_model_close(c.model);
     hr_options_destroy(options);
     return code;

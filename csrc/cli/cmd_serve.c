@@ -141,16 +141,19 @@ static int fill_server_options(const hr_options *options, const keys *api_keys, 
     return HR_EXIT_OK;
 }
 
-static int open_serving_engine(const hr_options *options, headrace_model *model, headrace_engine **out)
+static int open_serving_engine(const hr_options *options, headrace_model *model, headrace_model **draft,
+                               headrace_engine **out)
 {
     headrace_engine_options engine_options;
+    int code;
 
     hr_engine_options_from(options, &engine_options);
     engine_options.max_num_queued_reqs = hr_option_u32(options, "max-num-queued-reqs");
     engine_options.max_num_queued_tokens = hr_option_uint(options, "max-num-queued-tokens");
     engine_options.queue_timeout_us = (uint64_t)(hr_option_real(options, "queue-timeout") * 1e6);
     engine_options.disable_prefix_caching = !hr_option_bool(options, "enable-prefix-caching");
-    return hr_open_engine(options, model, &engine_options, out);
+    code = hr_speculation_from(options, &engine_options, draft);
+    return code == HR_EXIT_OK ? hr_open_engine(options, model, &engine_options, out) : code;
 }
 
 /* What a client would otherwise find out by its first error. */
@@ -174,7 +177,7 @@ int hr_cmd_serve(int argc, char **argv)
                          "OpenAI-compatible HTTP server. Stops on SIGTERM after finishing what runs.", 0, 1);
     hr_server_options server_options;
     hr_server *server = NULL;
-    headrace_model *model = NULL;
+    headrace_model *model = NULL, *draft = NULL;
     headrace_engine *engine = NULL;
     headrace_error err = {0};
     keys api_keys = {0};
@@ -199,7 +202,7 @@ int hr_cmd_serve(int argc, char **argv)
                               .ignore_generation_config = is_text(options, "generation-config", "none")};
     code = hr_open_model(options, &choice, &model, &used);
     if (code != HR_EXIT_OK || (code = hr_check_dtype(options, model)) != HR_EXIT_OK ||
-        (code = open_serving_engine(options, model, &engine)) != HR_EXIT_OK)
+        (code = open_serving_engine(options, model, &draft, &engine)) != HR_EXIT_OK)
         goto done;
     if (hr_log_level(options) >= HEADRACE_LOG_INFO) {
         hr_print_summary(model, engine);
@@ -219,6 +222,7 @@ done:
         _exit(code);
     }
     headrace_engine_close(engine);
+    headrace_model_close(draft);
     headrace_model_close(model);
     free(api_keys.file_text);
     hr_options_destroy(options);

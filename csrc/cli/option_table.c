@@ -66,6 +66,13 @@ const hr_option_def hr_option_table[] = {
      "tokens a page of the KV cache; 0: 16 on the CPU, 64 on a GPU"},
     {"enable-prefix-caching", NULL, 0, HR_OPTION_BOOL, NULL, "yes", HR_FOR_SERVE | HR_FOR_RUN,
      "reuse pages of equal prefixes"},
+    {"speculative-config", NULL, 0, HR_OPTION_TEXT, "JSON", NULL, WITH_ENGINE,
+     "guess next tokens and check them in one step, as vLLM has it: {\"method\": \"ngram\", "
+     "\"num_speculative_tokens\": 4} or {\"model\": \"PATH\", ...}"},
+    {"model-draft", NULL, 0, HR_OPTION_TEXT, "PATH", NULL, WITH_ENGINE,
+     "small model with the same vocabulary that guesses next tokens; also -md"},
+    {"draft-max", "draft", 0, HR_OPTION_UINT, "N", "0", WITH_ENGINE,
+     "tokens guessed a step, at most 16; 0: none, with --model-draft 4; without it what the text so far repeats"},
     {"seed", NULL, 0, HR_OPTION_UINT64, "N", "0", WITH_ENGINE, "for requests that bring no seed of their own"},
     /* server */
     {"host", NULL, 0, HR_OPTION_TEXT, "ADDR", "127.0.0.1", HR_FOR_SERVE, "address to listen on, or unix:PATH"},

@@ -397,15 +397,18 @@ static struct argp_option *make_argp_table(unsigned command, char ***help_texts)
     return table;
 }
 
-/* -hf, -np, -tp: two letters behind one dash, as users of llama.cpp and vLLM type them, which argp would read as
+/* -hf, -md, -np, -tp: two letters behind one dash, as users of llama.cpp and vLLM type them, which argp would read as
  * clusters. */
 static void widen_short_names(int argc, char **argv)
 {
     static char hf[] = "--hf", parallel[] = "--parallel", tensor[] = "--tensor-parallel-size";
+    static char draft[] = "--model-draft";
 
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "-hf") == 0)
             argv[i] = hf;
+        else if (strcmp(argv[i], "-md") == 0)
+            argv[i] = draft;
         else if (strcmp(argv[i], "-np") == 0)
             argv[i] = parallel;
         else if (strcmp(argv[i], "-tp") == 0)

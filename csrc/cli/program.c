@@ -192,8 +192,13 @@ void hr_engine_options_from(const hr_options *options, headrace_engine_options *
 /* The library names its own field; here it goes by the name of the flag. */
 static void name_flag(headrace_error *err)
 {
-    static const char *const others[][2] = {
-        {"page_tokens", "block-size"}, {"n_threads", "threads"}, {"kv_cache_bytes", "kv-cache-memory"}};
+    static const char *const others[][2] = {{"page_tokens", "block-size"},
+                                            {"n_threads", "threads"},
+                                            {"kv_cache_bytes", "kv-cache-memory"},
+                                            {"num_speculative_tokens", "draft-max"},
+                                            {"prompt_lookup_max", "speculative-config"},
+                                            {"prompt_lookup_min", "speculative-config"},
+                                            {"draft_model", "model-draft"}};
     size_t len = strlen(err->message);
     char flag[sizeof err->param];
 
@@ -254,6 +259,11 @@ void hr_print_summary(const headrace_model *model, const headrace_engine *engine
                   hr_format_bytes(e.state_bytes, b), hr_format_bytes(e.scratch_bytes, c));
     (void)fprintf(stderr, "limits   %u tokens a sequence, %u sequences at once, %u rows a step, %u waiting\n",
                   e.max_model_len, e.max_num_seqs, e.max_num_batched_tokens, e.max_num_queued_reqs);
+    if (e.speculation)
+        (void)fprintf(stderr, "guesses  %s, %u tokens a step%s%s\n",
+                      strcmp(e.speculation, "ngram") == 0 ? "by prompt lookup" : "by a draft model",
+                      e.num_speculative_tokens, e.draft_bytes > 0 ? ", which takes " : "",
+                      e.draft_bytes > 0 ? hr_format_bytes(e.draft_bytes, a) : "");
 }
 
 headrace_compute_options hr_compute_options_from(const hr_options *options)

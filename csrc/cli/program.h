@@ -56,6 +56,9 @@ void hr_engine_options_from(const hr_options *options, headrace_engine_options *
 /* Opens an engine. 0 or an exit code, after printing what was wrong. */
 int hr_open_engine(const hr_options *options, headrace_model *model, const headrace_engine_options *engine_options,
                    headrace_engine **out);
+/* Speculative decoding as the flags ask for it. *draft: the draft model, opened, for the caller to close after the
+ * engine, also after a failure; NULL: none. 0 or an exit code after printing why not. */
+int hr_speculation_from(const hr_options *options, headrace_engine_options *out, headrace_model **draft);
 /* Five lines on stderr: what was loaded and how memory is divided. */
 void hr_print_summary(const headrace_model *model, const headrace_engine *engine);
 

@@ -281,6 +281,8 @@ static void take_event(hr_call *call, hr_call_stream *stream, const headrace_eve
     stream->n_cached_tokens = event->n_cached_tokens;
     stream->queue_us = event->queue_us;
     stream->ttft_us = event->ttft_us;
+    stream->n_draft_tokens = event->n_draft_tokens;
+    stream->n_accepted_tokens = event->n_accepted_tokens;
     stream->total_us = event->total_us;
     keep_prompt_logprobs(call, stream, event);
     if (!choice->has_begun)
@@ -589,6 +591,7 @@ static bool submit(hr_call *call, uint32_t stream_idx, hr_api_error *error)
     request.queue = call->loop->queue;
     request.user = stream;
     request.cache_salt = call->request.cache_salt;
+    request.num_speculative_tokens = call->request.num_speculative_tokens;
     if (headrace_submit(call->server->engine, &request, &stream->stream, &failure) != HEADRACE_OK)
         return explain_failure(call, &failure, error);
     call->n_open++;

@@ -36,6 +36,7 @@ typedef struct hr_call_stream {
     bool is_stalled; /* has events that wait for the client to read */
     uint32_t n_prompt_tokens, n_cached_tokens;
     uint64_t queue_us, ttft_us, total_us;
+    uint64_t n_draft_tokens, n_accepted_tokens;
     hr_buffer prompt_logprobs; /* JSON */
     hr_logprobs echo;          /* the echoed prompt's */
     hr_buffer echo_text;

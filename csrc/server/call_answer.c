@@ -141,9 +141,13 @@ void hr_metrics_write(const hr_call *call, hr_buffer *out)
 
     hr_buffer_printf(out,
                      "{\"queue_time_ms\":%.3f,\"time_to_first_token_ms\":%.3f,\"generation_time_ms\":%.3f,"
-                     "\"mean_itl_ms\":%.3f,\"tokens_per_second\":%.3f}",
+                     "\"mean_itl_ms\":%.3f,\"tokens_per_second\":%.3f",
                      (double)stream->queue_us / 1000.0, (double)stream->ttft_us / 1000.0,
                      (double)generation_us / 1000.0, itl_ms, itl_ms > 0.0 ? 1000.0 / itl_ms : 0.0);
+    if (call->server->engine_info.speculation)
+        hr_buffer_printf(out, ",\"draft_tokens\":%llu,\"accepted_draft_tokens\":%llu",
+                         (unsigned long long)stream->n_draft_tokens, (unsigned long long)stream->n_accepted_tokens);
+    hr_buffer_add_char(out, '}');
 }
 
 void hr_answer_write(hr_call *call, hr_buffer *out)

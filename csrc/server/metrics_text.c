@@ -175,6 +175,25 @@ static void write_counters(writer *w, const headrace_stats *stats)
     counter(w, "streamed_events_total", "Events written into streams.", atomic_load(&w->server->streamed_events));
 }
 
+/* vLLM's names; they are there only where something guesses. */
+static void write_guesses(writer *w, const headrace_stats *stats)
+{
+    const headrace_engine_info *engine = &w->server->engine_info;
+    char label[64];
+
+    if (!engine->speculation)
+        return;
+    counter(w, "spec_decode_num_drafts_total", "Rounds of guesses, of one sequence in one step each.",
+            stats->spec_drafts);
+    counter(w, "spec_decode_num_draft_tokens_total", "Tokens guessed.", stats->spec_draft_tokens);
+    counter(w, "spec_decode_num_accepted_tokens_total", "Guesses that were right.", stats->spec_accepted_tokens);
+    family(w, "spec_decode_num_accepted_tokens_per_pos_total", "counter", "Right guesses by position in their round.");
+    for (uint32_t i = 0; i < engine->num_speculative_tokens; i++) {
+        (void)snprintf(label, sizeof label, "position=\"%u\"", i);
+        sample(w, "spec_decode_num_accepted_tokens_per_pos_total", label, (double)stats->spec_accepted_at[i]);
+    }
+}
+
 static void write_http(writer *w)
 {
     static const int statuses[HR_N_STATUSES] = {
@@ -256,6 +275,7 @@ void hr_handle_metrics(hr_http_conn *conn, const char *rest)
     }
     write_gauges(&w, &stats);
     write_counters(&w, &stats);
+    write_guesses(&w, &stats);
     write_requests(&w, &stats);
     write_http(&w);
     write_histograms(&w, &stats);

@@ -91,6 +91,7 @@ static const field fields[] = {
     {"request_id", ALL, FIELD_CHECK, 0, 0, 0, false, hr_check_request_id},
     {"return_token_ids", ALL, FIELD_BOOL, AT(return_token_ids), 0, 0, false, NULL},
     {"cache_salt", ALL, FIELD_CHECK, 0, 0, 0, false, hr_check_cache_salt},
+    {"speculative.n_max", ALL, FIELD_INT32, AT(num_speculative_tokens), 0, HEADRACE_SPECULATIVE_MAX, false, NULL},
     {"tokens", HR_FOR_DETOKENIZE, FIELD_CHECK, 0, 0, 0, false, hr_check_tokens},
     {"return_token_strs", HR_FOR_TOKENIZE, FIELD_BOOL, AT(return_token_strs), 0, 0, false, NULL},
     /* understood, and refused */
@@ -340,6 +341,7 @@ bool hr_openai_request_init(hr_openai_request *request, int kind, json_t *body, 
                                    .sampling = *defaults,
                                    .n = 1,
                                    .top_logprobs = -1,
+                                   .num_speculative_tokens = -1,
                                    .add_special_tokens = true,
                                    .skip_special_tokens = true};
     request->sampling.n_logprobs = request->sampling.n_prompt_logprobs = -1;

@@ -34,8 +34,9 @@ typedef struct hr_openai_request {
     headrace_bias *bias; /* malloc'ed; sampling.bias points here */
     uint32_t n;
     int32_t priority;
-    uint64_t cache_salt; /* hash of the text */
-    uint32_t max_tokens; /* when has_max_tokens */
+    uint64_t cache_salt;            /* hash of the text */
+    int32_t num_speculative_tokens; /* -1: absent */
+    uint32_t max_tokens;            /* when has_max_tokens */
     uint32_t max_completion_tokens;
     bool has_max_tokens, has_max_completion_tokens;
     int32_t top_logprobs; /* chat: -1 absent */

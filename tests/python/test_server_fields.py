@@ -84,6 +84,7 @@ FIELDS = {
     "request_id": ("chat completions", ["abc-1_2"], [("", BAD), ("a b", BAD), ("x" * 65, BAD), (1, BAD)]),
     "return_token_ids": ("chat completions", [True, False], [(1, BAD)]),
     "cache_salt": ("chat completions", ["x"], [("", BAD), (1, BAD)]),
+    "speculative.n_max": ("chat completions", [0, 16], [(-1, BAD), (17, BAD), (1.5, BAD), ("4", BAD)]),
     "structured_outputs": ("chat completions", [], [({"regex": "a"}, STRUCTURED)]),
     "guided_json": ("chat completions", [], [({}, STRUCTURED)]),
     "guided_regex": ("chat completions", [], [("a", STRUCTURED)]),
@@ -206,5 +207,5 @@ def test_error_texts_do_not_repeat_the_prompt(server):
 def test_every_documented_field_is_tested(source_dir):
     text = (source_dir / "docs" / "http_api.md").read_text()
     section = text[text.index("## Request fields"):text.index("## Answers")]
-    documented = set(re.findall(r"^\| `([a-z_]+)`", section, re.M))
+    documented = set(re.findall(r"^\| `([a-z_.]+)`", section, re.M))
     assert documented == set(FIELDS)

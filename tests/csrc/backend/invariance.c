@@ -189,3 +189,50 @@ void invariance_check_fork(subject *s)
     driver_run(&s->d, &child, AT, N, 0, s->got + AT * V);
     invariance_check_equal(s, AT, child.slot, "a fork at", AT);
 }
+
+/* One step of the check: rows [begun, at) once more, row `at`, and n_guesses rows after it of which n_right are as they
+ * should be. A stranger runs beside it. */
+static void step_with_guesses(subject *s, driver_sequence *sequence, driver_sequence *stranger, uint32_t stranger_at,
+                              uint32_t begun, uint32_t at, uint32_t n_guesses, uint32_t n_right)
+{
+    int32_t ids[N];
+    driver_piece pieces[2] = {{.sequence = sequence,
+                               .start = begun,
+                               .n_rows = at - begun + 1 + n_guesses,
+                               .n_warmup = at - begun,
+                               .logits = s->got + begun * (size_t)s->model->arch.vocab_size},
+                              {.sequence = stranger, .start = stranger_at, .n_rows = 1}};
+
+    memcpy(ids, s->ids[0], sizeof ids);
+    for (uint32_t i = n_right; i < n_guesses; i++)
+        ids[at + 1 + i] = s->ids[2][at + 1 + i];
+    sequence->ids = ids;
+    driver_step(&s->d, pieces, 2);
+}
+
+void invariance_check_guesses(subject *s)
+{
+    enum { GUESSES = 3, LONGEST_REPEAT = 5 };
+    uint32_t from = s->n_prompt < N - 10 ? s->n_prompt : 20, begun = from;
+    driver_sequence sequence, stranger, spare;
+
+    driver_forget(&s->d);
+    sequence = new_sequence(s, 0);
+    stranger = new_sequence(s, 1);
+    spare = new_sequence(s, 2);
+    driver_run(&s->d, &sequence, 0, from, 0, NULL);
+    driver_run(&s->d, &stranger, 0, from, 0, NULL);
+    for (uint32_t at = from, step = 0; at < N; step++) {
+        uint32_t n = at - begun > LONGEST_REPEAT || at + GUESSES >= N ? 0 : GUESSES;
+        uint32_t n_right = n > 0 ? step % (GUESSES + 1) : 0;
+
+        s->d.ops->copy_slot(s->d.backend, sequence.slot, spare.slot);
+        step_with_guesses(s, &sequence, &stranger, from + step, begun, at, n, n_right);
+        at += 1 + n_right;
+        if (n_right == n)
+            begun = at;
+        else
+            s->d.ops->copy_slot(s->d.backend, spare.slot, sequence.slot);
+    }
+    invariance_check_equal(s, from, sequence.slot, "with guesses from", from);
+}

@@ -30,6 +30,9 @@ void invariance_check_strangers(subject *s);
 void invariance_check_hit(subject *s, uint32_t hit, uint32_t chunk);
 /* A fork copies its parent's slot and its unfinished page, and goes on as the parent would. */
 void invariance_check_fork(subject *s);
+/* Guesses behind each token, some right and some wrong: after a wrong one the slot is taken back to what it was before
+ * the step, and the rows that were right run again as warm-up rows. */
+void invariance_check_guesses(subject *s);
 
 /* Pieces of the checks. A sequence that shares its first `hit` tokens with the subject and then says something else:
  * the pages it leaves behind hold the shared past, and rubbish after it. */

@@ -145,12 +145,26 @@ static void a_fork_goes_on_as_its_parent(void **state)
     invariance_tear_down(&s);
 }
 
+static void wrong_guesses_leave_nothing_behind(void **state)
+{
+    subject s;
+
+    (void)state;
+    set_up(&s, 1, false, 2);
+    invariance_check_guesses(&s);
+    invariance_tear_down(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chunks_change_nothing),        cmocka_unit_test(strangers_change_nothing),
-        cmocka_unit_test(a_prefix_hit_changes_nothing), cmocka_unit_test(one_warmup_row_less_is_noticed),
-        cmocka_unit_test(threads_change_nothing),       cmocka_unit_test(a_fork_goes_on_as_its_parent),
+        cmocka_unit_test(chunks_change_nothing),
+        cmocka_unit_test(strangers_change_nothing),
+        cmocka_unit_test(a_prefix_hit_changes_nothing),
+        cmocka_unit_test(one_warmup_row_less_is_noticed),
+        cmocka_unit_test(threads_change_nothing),
+        cmocka_unit_test(a_fork_goes_on_as_its_parent),
+        cmocka_unit_test(wrong_guesses_leave_nothing_behind),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

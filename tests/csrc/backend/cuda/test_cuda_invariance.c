@@ -120,6 +120,13 @@ static void a_fork_goes_on_as_its_parent(void **state)
     check(GPU_PORTABLE, odd(), invariance_check_fork);
 }
 
+static void wrong_guesses_leave_nothing_behind(void **state)
+{
+    (void)state;
+    check(GPU_FUSED, mixture(), invariance_check_guesses);
+    check(GPU_PORTABLE, odd(), invariance_check_guesses);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -127,6 +134,7 @@ int main(void)
         cmocka_unit_test(strangers_change_nothing),
         cmocka_unit_test(a_prefix_hit_changes_nothing),
         cmocka_unit_test(a_fork_goes_on_as_its_parent),
+        cmocka_unit_test(wrong_guesses_leave_nothing_behind),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
