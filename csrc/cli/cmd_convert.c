@@ -120,6 +120,10 @@ int hr_cmd_convert(int argc, char **argv)
         return HR_EXIT_USAGE;
     }
     code = hr_model_path(options, 0, &path, &used);
+    if (code == HR_EXIT_OK && !hr_options_argument(options, used ? 1 : 0) && hr_option_given(options, "hf") && !used) {
+        (void)fputs("headrace: name the file to write, OUT.gguf: the Hub's cache is no place for it\n", stderr);
+        code = HR_EXIT_USAGE;
+    }
     if (code == HR_EXIT_OK)
         code = convert(options, path, hr_options_argument(options, used ? 1 : 0));
     free(path);

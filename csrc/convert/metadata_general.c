@@ -110,9 +110,9 @@ static void put_parts(const general *in)
     const char *text = from_card(in, organization);
 
     put_part(in, "general.version", version, offsetof(hr_model_id, version));
-    if (!text && in->ids[0].organization[0]) {
-        hr_model_id_title(in->ids[0].organization, title);
-        text = title;
+    for (size_t i = 0; i < 2 && !text; i++) {
+        hr_model_id_title(in->ids[i].organization, title);
+        text = title[0] ? title : NULL;
     }
     if (text)
         put_text(in, "general.organization", text);
@@ -246,15 +246,35 @@ static headrace_status put_origins(const general *in, const char *prefix, const 
 
 /* ---------------------------------------------------------------- together */
 
+/* The Hub's cache keeps a model in models--ORG--NAME/snapshots/COMMIT: then the model's id is ORG/NAME, in out. */
+static bool is_in_hub_cache(const char *path, char out[HR_MODEL_ID_MAX])
+{
+    char real[PATH_MAX], *snapshots, *models, *dashes;
+
+    snapshots = realpath(path, real) ? strstr(real, "/snapshots/") : NULL;
+    if (!snapshots)
+        return false;
+    *snapshots = '\0';
+    models = strrchr(real, '/');
+    if (!models || strncmp(models + 1, "models--", 8) != 0)
+        return false;
+    dashes = strstr(models + 9, "--");
+    (void)snprintf(out, HR_MODEL_ID_MAX, "%.*s%s%s", dashes ? (int)(dashes - (models + 9)) : 0, models + 9,
+                   dashes ? "/" : "", dashes ? dashes + 2 : models + 9);
+    return true;
+}
+
 static headrace_status read_ids(general *in, const json_t *config)
 {
     const char *given = json_string_value(json_object_get(config, "_name_or_path"));
     const char *slash = given ? strchr(given, '/') : NULL;
     uint64_t n = in->source->plan->n_parameters;
+    char hub[HR_MODEL_ID_MAX];
 
     if (given && given[0] && !(slash && strchr(slash + 1, '/')))
         HR_PASS(hr_model_id_parse(given, n, &in->ids[0], in->err));
-    return hr_model_id_parse(in->source->model->name, n, &in->ids[1], in->err);
+    return hr_model_id_parse(is_in_hub_cache(in->source->model->path, hub) ? hub : in->source->model->name, n,
+                             &in->ids[1], in->err);
 }
 
 static headrace_status read_card(const char *folder, json_t **card, headrace_error *err)

@@ -217,7 +217,7 @@ static void *run_thread(void *user)
     state *s = user;
     size_t n = block_values(s->work->plan), n_bytes;
     float *values = malloc(n * sizeof *values);
-    unsigned char *result = malloc(n * sizeof *values); /* no type has more bytes than fp32 */
+    unsigned char *result = malloc(hr_dtype_row_bytes(HR_F32, n)); /* no type has more bytes */
     headrace_error error = {0};
     block at = {0};
 

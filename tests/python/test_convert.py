@@ -27,8 +27,8 @@ FLOATS = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 def run(headrace, tmp_path):
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("HEADRACE_", "HF_", "HUGGINGFACE_", "XDG_CACHE"))}
 
-    def call(*arguments, **more):
-        return subprocess.run([str(headrace), *map(str, arguments)], env=plain, text=True, timeout=120, capture_output=True, cwd=tmp_path, **more)
+    def call(*arguments, env=None, **more):
+        return subprocess.run([str(headrace), *map(str, arguments)], env={**plain, **(env or {})}, text=True, timeout=120, capture_output=True, cwd=tmp_path, **more)
     return call
 
 
@@ -195,6 +195,20 @@ datasets: someone/set-one
 """
 
 
+def test_a_model_of_the_hub_cache_has_its_name(run, tiny, tmp_path):
+    folder = tmp_path / "hub" / "models--LiquidAI--LFM2-9M" / "snapshots"
+    folder.mkdir(parents=True)
+    folder_like(tiny, folder / "0123abcd")
+    (folder.parent / "refs").mkdir()
+    (folder.parent / "refs" / "main").write_text("0123abcd")
+    env = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    ended = run("convert", "--hf", "LiquidAI/LFM2-9M", "--type", "f16", env=env)
+    assert ended.returncode == USAGE and "OUT.gguf" in ended.stderr, ended
+    assert run("convert", "--hf", "LiquidAI/LFM2-9M", tmp_path / "x.gguf", "--type", "f16", env=env).returncode == OK
+    found = entries(tmp_path / "x.gguf")
+    assert [found[f"general.{k}"][1] for k in ("name", "organization", "basename", "size_label")] == ["LFM2 9M", "LiquidAI", "LFM2", "9M"]
+
+
 def test_a_model_card_and_a_telling_name(convert, tiny, tmp_path):
     folder = folder_like(tiny, tmp_path / "Headrace-9M-Chat-v2", **{"README.md": CARD.encode()})
     made = convert(folder, "f16")
@@ -358,6 +372,61 @@ def test_quantised_sources_only_on_demand(run, convert, tiny, tmp_path):
     assert ended.returncode == FAILURE and "token_embd.weight" in ended.stderr and "--allow-requantize" in ended.stderr
     assert convert(small, "q8_0", name="same.gguf").read_bytes() == small.read_bytes()
     assert kinds(convert(small, "q4_0", "--allow-requantize", name="again.gguf"))["blk.0.ffn_up.weight"] == "Q4_0"
+
+
+# ---------------------------------------------------------------- importance
+
+def write_imatrix(path, model, figures):
+    """The form that llama-imatrix writes; figures(name, experts, columns) gives the mean squares."""
+    w = gguf.GGUFWriter(path, "")
+    w.kv_data[0].clear()  # such files name no architecture
+    w.add_type("imatrix")
+    w.add_array("imatrix.datasets", ["a text", "another"])
+    w.add_uint32("imatrix.chunk_count", 7)
+    w.add_uint32("imatrix.chunk_size", 512)
+    for name, t in tensors(model).items():
+        shape = [int(n) for n in t.shape]
+        if len(shape) > 1 and "norm" not in name and "conv.weight" not in name and "token_embd" not in name:
+            experts = shape[2] if len(shape) == 3 else 1
+            w.add_tensor(f"{name}.in_sum2", (1000 * figures(name, experts, shape[0])).astype(np.float32))
+            w.add_tensor(f"{name}.counts", np.full((experts, 1), 1000, np.float32))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
+
+
+def few_columns(name, experts, columns):
+    """Expert e is driven by the columns with number e mod 8."""
+    return np.array([[100.0 if c % 8 == e % 8 else 0.01 for c in range(columns)] for e in range(experts)])
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_k_m"])
+def test_importance_moves_the_errors_to_where_they_matter_less(convert, tiny, tmp_path, kind):
+    full = convert(tiny, "f32")
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", full, few_columns)
+    plain, weighed = convert(tiny, kind), convert(tiny, kind, "--imatrix", imatrix, name="weighed.gguf")
+    found = entries(weighed)
+    assert found["quantize.imatrix.file"][1] == str(imatrix) and found["quantize.imatrix.dataset"][1] == "a text"
+    assert found["quantize.imatrix.chunks_count"] == (["UINT32"], 7) and found["quantize.imatrix.entries_count"][0] == ["UINT32"]
+    assert {k: v for k, v in found.items() if "imatrix" not in k} == entries(plain)
+    a, b, exact = tensors(plain), tensors(weighed), tensors(full)
+    for name in ("blk.0.shortconv.in_proj.weight", "blk.1.ffn_up.weight", "blk.4.ffn_gate_exps.weight", "blk.3.ffn_down_exps.weight"):
+        true = exact[name].data.reshape(-1, *exact[name].data.shape[-2:])
+        weights = few_columns(name, *true.shape[::2])[:, None, :]
+        errors = [(weights * (gguf.dequantize(t[name].data, t[name].tensor_type).reshape(true.shape) - true) ** 2).sum(axis=(1, 2)) for t in (a, b)]
+        assert (errors[1] < 0.9 * errors[0]).all(), name  # every expert by its own columns
+    assert np.array_equal(a["token_embd.weight"].data, b["token_embd.weight"].data)  # nothing is known of it
+
+
+def test_importance_of_another_model_is_refused(run, convert, tiny, goldens, tmp_path):
+    other = write_imatrix(tmp_path / "other.gguf", convert(goldens / "dense_tiny", "f32"), few_columns)
+    ended = run("convert", tiny, tmp_path / "x.gguf", "--type", "q4_0", "--imatrix", other)
+    assert ended.returncode == MODEL and "blk.0.ffn_down.weight" in ended.stderr and "160 columns" in ended.stderr, ended
+    ended = run("convert", tiny, tmp_path / "x.gguf", "--type", "q4_0", "--imatrix", goldens / "gguf" / "dense_tiny-f16.gguf")
+    assert ended.returncode == MODEL, ended
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_memory_does_not_grow_with_the_model(headrace, tmp_path):
