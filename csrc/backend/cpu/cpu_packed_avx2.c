@@ -47,8 +47,7 @@ INLINE float largest_of(const __m256 *x)
     __m256 most = _mm256_setzero_ps(), broken = _mm256_setzero_ps();
     __m128 four;
 
-    UNROLL_FOR(i, 4)
-    {
+    for (int i = 0; i < 4; i++) {
         const __m256 size = _mm256_and_ps(x[i], magnitude);
 
         most = _mm256_max_ps(most, size);
@@ -77,12 +76,12 @@ INLINE void prepare_block(const float *x, size_t b, const row_arrays *row)
     int32_t half0 = 0, half1 = 0, sum;
     float scale;
 
-    UNROLL_FOR(i, 4)
-    value[i] = _mm256_loadu_ps(x + 8 * i);
+    for (int i = 0; i < 4; i++)
+        value[i] = _mm256_loadu_ps(x + 8 * i);
     scale = largest_of(value) / 127.0f;
     if (scale >= FLT_MIN) { /* false for NaN */
-        UNROLL_FOR(i, 4)
-        q[i] = _mm256_cvtps_epi32(_mm256_div_ps(value[i], _mm256_set1_ps(scale)));
+        for (int i = 0; i < 4; i++)
+            q[i] = _mm256_cvtps_epi32(_mm256_div_ps(value[i], _mm256_set1_ps(scale)));
         half0 = sum_of(_mm256_add_epi32(q[0], q[1]));
         half1 = sum_of(_mm256_add_epi32(q[2], q[3]));
         q[0] = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
