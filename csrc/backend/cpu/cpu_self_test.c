@@ -20,7 +20,7 @@
 
 /* 77 columns: whole vectors of every table and a tail; 11 outputs and 27 rows: every height and width of tile, both
  * ways. */
-enum { COLS = 77, OUTPUTS = 11, ROWS = 27, COLS_QUANTISED = 256, HEADS = 5, HEAD_DIM = 72, PAGE = 4, CONTEXT = 18 };
+enum { COLS = 77, OUTPUTS = 11, ROWS = 27, COLS_QUANTISED = 256, HEADS = 5, HEAD_DIM = 72, PAGE = 16, CONTEXT = 77 };
 
 static _Thread_local sigjmp_buf back;
 static _Thread_local volatile sig_atomic_t is_guarded;

@@ -5,10 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
+#include "backend/cpu/cpu_kernels.h"
 #include "csrc/backend/invariance.h"
 
 enum { N = INVARIANCE_TOKENS, MODELS = 4 };
@@ -135,6 +137,36 @@ static void threads_change_nothing(void **state)
     }
 }
 
+/* Past a segment of attention's context, threads share one row: here the last rows one by one on four threads, beside
+ * the whole sequence in large pieces on one. */
+static void threads_change_nothing_in_a_long_context(void **state)
+{
+    enum { LONG = HR_ATTENTION_SEGMENT + 40, ALONE = 48, PIECE = 200 };
+    random_model_options o = shape(0);
+    hr_model *model = random_model_create(&o);
+    size_t V = model->arch.vocab_size;
+    float *logits[2] = {calloc(LONG * V, sizeof(float)), calloc(LONG * V, sizeof(float))};
+    int32_t ids[LONG];
+
+    (void)state;
+    assert_true(logits[0] && logits[1]);
+    driver_random_ids(model, 5, LONG, ids);
+    for (uint32_t i = 0; i < 2; i++) {
+        driver d;
+        driver_sequence sequence;
+
+        driver_open(&d, model, &(driver_options){.page_tokens = 16, .n_threads = i ? 4 : 1});
+        sequence = driver_new_sequence(&d, ids, LONG);
+        driver_run(&d, &sequence, 0, LONG - ALONE, PIECE, logits[i]);
+        driver_run(&d, &sequence, LONG - ALONE, LONG, i ? 1 : ALONE, logits[i] + (LONG - ALONE) * V);
+        driver_close(&d);
+    }
+    assert_memory_equal(logits[0], logits[1], LONG * V * sizeof(float));
+    free(logits[0]);
+    free(logits[1]);
+    random_model_destroy(model);
+}
+
 static void a_fork_goes_on_as_its_parent(void **state)
 {
     subject s;
@@ -158,13 +190,10 @@ static void wrong_guesses_leave_nothing_behind(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chunks_change_nothing),
-        cmocka_unit_test(strangers_change_nothing),
-        cmocka_unit_test(a_prefix_hit_changes_nothing),
-        cmocka_unit_test(one_warmup_row_less_is_noticed),
-        cmocka_unit_test(threads_change_nothing),
-        cmocka_unit_test(a_fork_goes_on_as_its_parent),
-        cmocka_unit_test(wrong_guesses_leave_nothing_behind),
+        cmocka_unit_test(chunks_change_nothing),        cmocka_unit_test(strangers_change_nothing),
+        cmocka_unit_test(a_prefix_hit_changes_nothing), cmocka_unit_test(one_warmup_row_less_is_noticed),
+        cmocka_unit_test(threads_change_nothing),       cmocka_unit_test(threads_change_nothing_in_a_long_context),
+        cmocka_unit_test(a_fork_goes_on_as_its_parent), cmocka_unit_test(wrong_guesses_leave_nothing_behind),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
