@@ -1,9 +1,10 @@
 """Speculative decoding: tokens a second of one stream, and of several, with and without guesses.
 
-    speculative.py [--model tiny] [--draft PATH] [--tokens 128] [--streams 1,8] [--rounds 5] [--save]
+    speculative.py [--model tiny] [--draft PATH] [--tokens 128] [--streams 1,8] [--rounds 5] [--ids] [--save]
 
 Servers with the same model stand side by side and answer the same requests in turn, so that a change of the machine's speed meets all of
-them: without guesses, with prompt lookup, and with a draft model if one is named. `repeats` is greedy after a prompt that repeats itself;
+them: without guesses, with prompt lookup, and with a draft model if one is named. --ids asks with token ids, for checkpoints of
+random weights: a bias makes their `repeats` say one token for ever, which is the most that guesses can bring. `repeats` is greedy after a prompt that repeats itself;
 `wanders` is drawn at temperature 1 after one that does not, where guesses can only cost. Answers must be equal, token for token.
 """
 import argparse
@@ -19,6 +20,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from common import HEADRACE, median, save  # noqa: E402
 
+IDS = {"repeats": [20 + i % 12 for i in range(96)], "wanders": [20 + i * i * 7 % 1900 for i in range(96)]}
 KINDS = {
     "repeats": {"prompt": "name: Ada, town: London; name: Alan, town: London; " * 6, "temperature": 0},
     "wanders": {"prompt": "A letter from the harbour, written in haste and never sent:", "temperature": 1, "seed": 5},
@@ -36,6 +38,8 @@ class Server:
         connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         reply = json.loads(connection.getresponse().read())
         connection.close()
+        if "error" in reply:
+            sys.exit(f"the server answered: {reply['error']['message']}")
         return reply
 
     def close(self):
@@ -43,9 +47,13 @@ class Server:
         self.process.wait()
 
 
-def measure(server, kind, n_tokens, n_streams):
+def measure(server, kind, n_tokens, n_streams, with_ids):
     """(tokens a second over all streams, part of the guesses that were right, the answers)."""
     bodies = [{**KINDS[kind], "seed": 5 + i, "max_tokens": n_tokens, "ignore_eos": True, "return_token_ids": True} for i in range(n_streams)]
+    for body in bodies if with_ids else []:
+        body["prompt"] = IDS[kind]
+        if kind == "repeats":
+            body["logit_bias"] = {"50": 100}
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(n_streams) as pool:
         replies = list(pool.map(server.ask, bodies))
@@ -62,6 +70,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--streams", default="1,8")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ids", action="store_true")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
     ways = {"without": [], "lookup": ["--draft-max", "5"]}
@@ -75,7 +84,7 @@ def main():
                 found = {way: [] for way in ways}
                 for _ in range(arguments.rounds + 1):  # the first one warms up
                     for way, server in servers.items():
-                        found[way].append(measure(server, kind, arguments.tokens, n_streams))
+                        found[way].append(measure(server, kind, arguments.tokens, n_streams, arguments.ids))
                 for way in ways:
                     if any(answers != found["without"][0][2] for _, _, answers in found[way]):
                         sys.exit(f"{kind}, {n_streams} streams: the answers {way} differ")

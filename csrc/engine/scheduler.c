@@ -30,6 +30,8 @@
 
 #include <string.h>
 
+enum { REPEAT_MAX = 32 }; /* rows that a sequence repeats after wrong guesses, beside which it may still have others */
+
 /* A step fills at most so many pages: whole ones of its rows, and for each span the one it found begun. */
 static uint32_t late_pages_max(const hr_scheduler_limits *limits)
 {
@@ -465,7 +467,7 @@ uint32_t hr_scheduler_guesses_for(const hr_scheduler *scheduler, const hr_sequen
 {
     /* A state that was put back again and again lies further back each time. Beyond this it is brought up to date by a
      * step without guesses. */
-    if (sequence->n_repeat > scheduler->limits.speculative_rows / 4)
+    if (sequence->n_repeat > min_u32(scheduler->limits.speculative_rows / 2, REPEAT_MAX))
         return 0;
     if (sequence->is_fresh || sequence->next_row < sequence->n_prompt || !hr_sequence_is_ready(sequence))
         return 0;

@@ -17,8 +17,9 @@
 
 enum {
     /* Of a step with guesses, everything else in it included. A step of few rows takes as long as its weights are read,
-     * so that a row more costs little; from some tens of rows on a CPU, some hundreds on a device, it is arithmetic. */
-    CPU_ROWS = 32,
+     * so that a row more costs little: on a CPU a seventh of a token beside one stream, a third beside four, two thirds
+     * beside eight (benchmarks speculative), and beside sixteen as much as it can bring. A device reads for longer. */
+    CPU_ROWS = 16,
     DEVICE_ROWS = 256,
     LOOKUP_MAX = 4,
     LOOKUP_MIN = 2,

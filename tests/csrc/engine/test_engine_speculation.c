@@ -335,16 +335,30 @@ static void a_backend_that_could_run_ahead_takes_one_step_at_a_time(void **state
 
 /* ---------------------------------------------------------------- fewer steps, choices, switches */
 
+/* One answer of max_tokens alone: its steps. */
+static uint64_t steps_alone(const hr_speculation *speculation, const hr_submit *what, const client_answer *expected)
+{
+    hr_engine *engine = open_engine(speculation, 400, 128);
+    client_answer answer;
+
+    assert_int_equal(client_ask(engine, what, &answer), HEADRACE_OK);
+    assert_memory_equal(&answer, expected, sizeof answer);
+    return close_engine(engine).steps;
+}
+
 static void right_guesses_save_steps(void **state)
 {
-    headrace_stats without, with;
+    knowing proposer = {.base = {.ops = &knowing_ops}, .kind = ALL_RIGHT};
+    hr_submit what;
 
     (void)state;
-    model = tiny;
-    make_mixed();
-    without = run(&(hr_speculation){0}, 400, 128, plain);
-    with = guess_knowingly(ALL_RIGHT, 400, 128);
-    assert_true(with.steps * 10 < without.steps * 7);
+    prepare(tiny);
+    what = submit_of(&mixed[3]);
+    assert_true(plain[3].n_ids >= 12);
+    assert_int_equal(steps_alone(&(hr_speculation){0}, &what, &plain[3]), plain[3].n_ids);
+    /* The prompt with the first token, then six tokens a step. */
+    assert_int_equal(steps_alone(&(hr_speculation){.max_guesses = 5, .proposer = &proposer.base}, &what, &plain[3]),
+                     1 + (plain[3].n_ids - 1 + 5) / 6);
 }
 
 static void choices_with_guesses_equal_choices_without(void **state)
