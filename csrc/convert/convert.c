@@ -40,7 +40,7 @@ char *hr_convert_name(const char *model_path, const char *folder, const hr_mix *
     bool is_folder = hr_file_is_directory(model_path);
     char real[PATH_MAX], *out;
     const char *slash, *base;
-    size_t len;
+    size_t len, n_folder;
 
     if (!realpath(model_path, real))
         (void)snprintf(real, sizeof real, "%s", model_path);
@@ -61,7 +61,11 @@ char *hr_convert_name(const char *model_path, const char *folder, const hr_mix *
 
         return asprintf(&out, "%.*s%.*s-%s.gguf", n, model_path, (int)len, base, mix->name) < 0 ? NULL : out;
     }
-    return asprintf(&out, "%s/%.*s-%s.gguf", folder ? folder : model_path, (int)len, base, mix->name) < 0 ? NULL : out;
+    folder = folder ? folder : model_path;
+    n_folder = strlen(folder);
+    while (n_folder > 1 && folder[n_folder - 1] == '/')
+        n_folder--;
+    return asprintf(&out, "%.*s/%.*s-%s.gguf", (int)n_folder, folder, (int)len, base, mix->name) < 0 ? NULL : out;
 }
 
 /* ---------------------------------------------------------------- before the work */

@@ -1,15 +1,14 @@
 /* See tensors.h. */
 #include "convert/tensors.h"
 
+#include "convert/source.h"
 #include "format/quantize.h"
 
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
 enum { PROGRESS_MS = 100 };
 
@@ -18,9 +17,16 @@ typedef struct block {
     uint32_t tensor, slab, row, n_rows;
 } block;
 
-/* What the threads share; guarded by lock. */
+/* What a thread has for itself. */
+typedef struct buffers {
+    float *values;                /* one row */
+    unsigned char *rows, *result; /* a block, as it was and as it will be */
+} buffers;
+
+/* What the threads share; guarded by lock, but for work and source, which do not change. */
 typedef struct state {
     const hr_convert_work *work;
+    hr_source source;
     pthread_mutex_t lock;
     pthread_cond_t finished; /* a thread has ended */
     block next;
@@ -132,10 +138,13 @@ static size_t first_not_finite(const float *values, size_t n)
     return i;
 }
 
-/* A slab's rows into `result`. values: room for them as fp32. */
-static headrace_status convert_rows(const hr_convert_work *work, const block *at, float *values, unsigned char *result,
+/* The rows as they were to rows as they will be. */
+static headrace_status convert_rows(const hr_convert_work *work, const block *at, const buffers *own,
                                     headrace_error *err)
 {
+    const unsigned char *from = own->rows;
+    unsigned char *to = own->result;
+    float *values = own->values;
     const hr_plan_tensor *tensor = &work->plan->tensors[at->tensor];
     const hr_matrix *matrix = hr_plan_slab(tensor, at->slab);
     const float *importance = work->importance ? work->importance[at->tensor] : NULL;
@@ -144,93 +153,82 @@ static headrace_status convert_rows(const hr_convert_work *work, const block *at
     if (importance)
         importance += at->slab * cols;
     for (uint32_t i = 0; i < at->n_rows; i++) {
-        const unsigned char *from = (const unsigned char *)matrix->data + (at->row + i) * matrix->row_bytes;
-        float *row = values + i * cols;
         size_t good;
 
-        hr_dequantize(matrix->dtype, from, row, cols);
+        hr_dequantize(matrix->dtype, from, values, cols);
         if (matrix->dtype == tensor->target) {
-            memcpy(result + i * row_bytes, from, row_bytes);
-            good = first_not_finite(row, cols);
+            memcpy(to, from, row_bytes);
+            good = first_not_finite(values, cols);
         } else {
-            good = hr_quantize_row(tensor->target, row, importance, cols, result + i * row_bytes);
+            good = hr_quantize_row(tensor->target, values, importance, cols, to);
         }
         if (good < cols)
-            return refuse_value(work, at, at->row + i, good, row[good], err);
+            return refuse_value(work, at, at->row + i, good, values[good], err);
+        from += matrix->row_bytes;
+        to += row_bytes;
     }
     return HEADRACE_OK;
 }
 
-/* Gives the pages of a block's rows back. Only those of a mapping: they come again from the file if a neighbour needs
- * them. */
-static void forget_source(const hr_model *model, const void *data, size_t n_bytes)
+static headrace_status convert_block(const state *s, const block *at, const buffers *own, size_t *n_bytes,
+                                     headrace_error *err)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data / page * page;
-    uintptr_t to = ((uintptr_t)data + n_bytes + page - 1) / page * page;
-
-    for (uint32_t i = 0; i < model->file->n_shards; i++) {
-        const hr_mapped *mapped = &model->file->mappings[i];
-        uintptr_t begin = (uintptr_t)mapped->at, end = begin + mapped->len;
-
-        if ((uintptr_t)data >= begin && (uintptr_t)data + n_bytes <= end)
-            (void)madvise((void *)from, to - from, MADV_DONTNEED);
-    }
-}
-
-static headrace_status convert_block(const hr_convert_work *work, const block *at, float *values, unsigned char *result,
-                                     size_t *n_bytes, headrace_error *err)
-{
+    const hr_convert_work *work = s->work;
     const hr_plan_tensor *tensor = &work->plan->tensors[at->tensor];
     size_t row_bytes = hr_dtype_row_bytes(tensor->target, tensor->cols);
     uint64_t row = (uint64_t)at->slab * tensor->rows + at->row;
     uint64_t to = work->data_at + tensor->offset + row * row_bytes;
     const hr_matrix *matrix;
-    headrace_status status;
 
     *n_bytes = at->n_rows * row_bytes;
     if (tensor->part == HR_PART_VECTOR) /* checked and made fp32 when the model was opened */
         return hr_output_write(work->output, tensor->values + (size_t)at->row * tensor->cols, *n_bytes, to, err);
     matrix = hr_plan_slab(tensor, at->slab);
-    status = convert_rows(work, at, values, result, err);
-    forget_source(work->model, (const char *)matrix->data + at->row * matrix->row_bytes,
-                  at->n_rows * matrix->row_bytes);
-    return status == HEADRACE_OK ? hr_output_write(work->output, result, *n_bytes, to, err) : status;
+    HR_PASS(hr_source_read(&s->source, (const char *)matrix->data + at->row * matrix->row_bytes,
+                           at->n_rows * matrix->row_bytes, own->rows, err));
+    HR_PASS(convert_rows(work, at, own, err));
+    return hr_output_write(work->output, own->result, *n_bytes, to, err);
 }
 
 /* ---------------------------------------------------------------- threads */
 
-/* The largest block of any tensor, in values. */
-static size_t block_values(const hr_plan *plan)
+/* Room for the longest row and the largest block of any tensor. */
+static bool make_buffers(const hr_plan *plan, buffers *out)
 {
-    size_t most = 1;
+    size_t cols = 1, n = 1;
 
     for (uint32_t i = 0; i < plan->n_tensors; i++) {
-        size_t n = (size_t)rows_a_block(&plan->tensors[i]) * plan->tensors[i].cols;
+        const hr_plan_tensor *tensor = &plan->tensors[i];
+        size_t values = (size_t)rows_a_block(tensor) * tensor->cols;
 
-        most = n > most ? n : most;
+        cols = tensor->cols > cols ? tensor->cols : cols;
+        n = values > n ? values : n;
     }
-    return most;
+    out->values = malloc(cols * sizeof *out->values);
+    out->rows = malloc(hr_dtype_row_bytes(HR_F32, n)); /* no type has more bytes */
+    out->result = malloc(hr_dtype_row_bytes(HR_F32, n));
+    return out->values && out->rows && out->result;
 }
 
 static void *run_thread(void *user)
 {
     state *s = user;
-    size_t n = block_values(s->work->plan), n_bytes;
-    float *values = malloc(n * sizeof *values);
-    unsigned char *result = malloc(hr_dtype_row_bytes(HR_F32, n)); /* no type has more bytes */
     headrace_error error = {0};
+    buffers own = {0};
     block at = {0};
+    size_t n_bytes;
 
-    if (!values || !result)
-        end_block(s, &at, 0, hr_fail(&error, HEADRACE_E_MEMORY, "no memory for %zu values", n), &error);
+    if (!make_buffers(s->work->plan, &own))
+        end_block(s, &at, 0, hr_fail(&error, HEADRACE_E_MEMORY, "no memory for a block of rows"), &error);
     else
         while (take_block(s, &at)) {
-            headrace_status status = convert_block(s->work, &at, values, result, &n_bytes, &error);
+            headrace_status status = convert_block(s, &at, &own, &n_bytes, &error);
 
             end_block(s, &at, n_bytes, status, &error);
         }
-    free(values);
-    free(result);
+    free(own.values);
+    free(own.rows);
+    free(own.result);
     (void)pthread_mutex_lock(&s->lock);
     s->n_running--;
     (void)pthread_cond_signal(&s->finished);
@@ -309,6 +307,7 @@ headrace_status hr_convert_tensors(const hr_convert_work *work, headrace_error *
     pthread_condattr_t monotonic;
     headrace_status status;
 
+    HR_PASS(hr_source_open(work->model->file, &s.source, err));
     (void)pthread_mutex_init(&s.lock, NULL);
     (void)pthread_condattr_init(&monotonic);
     (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -317,5 +316,6 @@ headrace_status hr_convert_tensors(const hr_convert_work *work, headrace_error *
     (void)pthread_cond_destroy(&s.finished);
     (void)pthread_condattr_destroy(&monotonic);
     (void)pthread_mutex_destroy(&s.lock);
+    hr_source_close(&s.source);
     return status;
 }

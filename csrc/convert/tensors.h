@@ -1,9 +1,9 @@
 /* The work of a conversion: every row of every tensor read, rounded to its type and written to its place.
  *
  * Threads take blocks of rows in the file's order; each has room for one block (HR_CONVERT_BLOCK_VALUES values, or one
- * row if that is longer) as fp32 and once more for the result, and gives the source's pages back when it is done with
- * them. So memory is bounded by the threads, not by the model. A row's bytes depend on the row alone: the file is the
- * same for any number of threads.
+ * row if that is longer) as it was, for one as it will be, and for a row in between as fp32. So memory is bounded by
+ * the threads (2 MiB each), not by the model. A row's bytes depend on the row alone: the file is the same for any
+ * number of threads.
  */
 #ifndef HR_CONVERT_TENSORS_H
 #define HR_CONVERT_TENSORS_H
