@@ -366,6 +366,26 @@ def test_shards_and_fused_experts_change_no_byte(convert, tiny, tmp_path):
     assert {n: t.data.tobytes() for n, t in tensors(made).items()} == {n: t.data.tobytes() for n, t in tensors(tmp_path / "tiny-q8_0.gguf").items()}
 
 
+def test_a_split_source_changes_no_byte(run, convert, tiny, tmp_path):
+    whole = gguf.GGUFReader(convert(tiny, "f32"))
+    w = gguf.GGUFWriter(tmp_path / "split.gguf", "lfm2moe", split_max_tensors=20)
+    for key, field in whole.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            w.add_key_value(key, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for t in whole.tensors:
+        w.add_tensor(t.name, t.data)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) == 4
+    assert convert(parts[1], "q8_0", name="made.gguf").read_bytes() == convert(tiny, "q8_0").read_bytes()
+    for part in parts:  # none of them is written
+        ended = run("convert", parts[0], part, "--type", "q8_0", "--force")
+        assert ended.returncode == USAGE and "own file" in ended.stderr
+
+
 def test_quantised_sources_only_on_demand(run, convert, tiny, tmp_path):
     small = convert(tiny, "q8_0")
     ended = run("convert", small, tmp_path / "x.gguf", "--type", "q4_0")
@@ -477,7 +497,8 @@ def test_the_name_when_none_is_given(run, convert, tiny, tmp_path):
     ended = run("convert", "tiny", "--type", "q8_0")
     assert ended.returncode == OK and ended.stdout.startswith("./tiny-Q8_0.gguf: Q8_0, 9.3 MiB, 8.60 bits a weight, 64 tensors")
     folder = folder_like(tiny, tmp_path / "mine")
-    assert run("convert", folder, "--type", "f16").returncode == OK and (folder / "mine-F16.gguf").exists()
+    assert run("convert", f"{folder}/", "--type", "f16").stdout.startswith(f"{folder}/mine-F16.gguf: F16, ")
+    assert (folder / "mine-F16.gguf").exists()
     assert run("convert", folder / "mine-F16.gguf", "--type", "q4_k").returncode == OK and (folder / "mine-Q4_K_M.gguf").exists()
 
 
