@@ -1,6 +1,8 @@
 /* See model_card.h. */
 #include "convert/model_card.h"
 
+#include "base/utf8.h"
+
 #include <ctype.h>
 #include <string.h>
 
@@ -142,7 +144,8 @@ json_t *hr_model_card_parse(const char *text, size_t len)
         json_t *value;
 
         colon = memchr(each.at, ':', each.len);
-        if (!colon || colon - each.at >= (ptrdiff_t)sizeof key || isspace((unsigned char)each.at[0]) ||
+        if (!colon || colon - each.at >= (ptrdiff_t)sizeof key ||
+            !hr_utf8_is_valid(each.at, (size_t)(colon - each.at), NULL) || isspace((unsigned char)each.at[0]) ||
             each.at[0] == '#' || each.at[0] == '-')
             continue;
         value = read_value((line){colon + 1, each.len - (size_t)(colon + 1 - each.at)}, &cursor, end);

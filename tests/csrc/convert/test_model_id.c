@@ -99,6 +99,12 @@ static void test_heads_of_cards(void **state)
                "{\"license\": \"mit\", \"last\": \"1\"}");
 }
 
+static void test_a_card_that_is_no_text(void **state)
+{
+    (void)state;
+    check_card("---\n\xFF\xFE: x\nlicense: \xC3\nname: good\n---\n", "{\"name\": \"good\"}");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -106,6 +112,7 @@ int main(void)
         cmocka_unit_test(test_organisation),
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_heads_of_cards),
+        cmocka_unit_test(test_a_card_that_is_no_text),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
