@@ -16,7 +16,11 @@
 #define TINY HEADRACE_SOURCE_DIR "/csrc/embedded/tiny"
 #define GOLDENS HEADRACE_SOURCE_DIR "/tests/data/goldens/"
 
-enum { N_REQUESTS = 24, N_PROMPT_MAX = 96, PAGE_TOKENS = 16, POSITIONS_MAX = 160, STATE_MAX = 4 * 256 * 2 };
+#ifndef HR_SPECULATION_REQUESTS
+#define HR_SPECULATION_REQUESTS 24
+#endif
+
+enum { N_REQUESTS = HR_SPECULATION_REQUESTS, N_PROMPT_MAX = 96, PAGE_TOKENS = 16, POSITIONS_MAX = 160, STATE_MAX = 4 * 256 * 2 };
 
 static const hr_backend_ops *ops = &hr_backend_cpu;
 static hr_model *model, *tiny, *dense, *moe;
@@ -310,9 +314,9 @@ static void preemption_and_guesses_together_change_nothing(void **state)
 {
     (void)state;
     prepare(tiny);
-    assert_true(guess_knowingly(SOME_RIGHT, 24, 128).preemptions > 0);
-    assert_true(guess_knowingly(ALL_RIGHT, 24, 64).preemptions > 0);
-    assert_true(run_and_compare(&(hr_speculation){.max_guesses = 4, .draft_model = tiny}, 24, 128).preemptions > 0);
+    assert_true(guess_knowingly(SOME_RIGHT, 16, 128).preemptions > 0);
+    assert_true(guess_knowingly(ALL_RIGHT, 16, 64).preemptions > 0);
+    assert_true(run_and_compare(&(hr_speculation){.max_guesses = 4, .draft_model = tiny}, 16, 128).preemptions > 0);
 }
 
 static void steps_with_few_rows_hold_few_guesses(void **state)
