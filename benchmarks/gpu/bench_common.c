@@ -313,12 +313,18 @@ static void make_tables(bench *b, uint32_t max_rows)
 
 hrk_matrix bench_matrix(bench *b, uint32_t rows, uint32_t cols, uint32_t groups, uint32_t stack)
 {
-    return (hrk_matrix){.data = bench_noise(b, hrk_matrix_values(rows, cols, groups, b->layout) * stack),
+    return (hrk_matrix){.data = bench_noise(b, hrk_matrix_bytes(rows, cols, groups, b->layout) * stack / 2),
                         .rows = rows,
                         .cols = cols,
                         .n_groups = groups,
                         .n_stack = stack,
                         .layout = b->layout};
+}
+
+double bench_weight_bytes(const bench *b, double values)
+{
+    /* A strip's bytes as a share of its values': the same for every matrix of whole blocks. */
+    return values * (double)hrk_matrix_bytes(64, 256, 1, b->layout) / (64 * 256);
 }
 
 void bench_release(const void *p)

@@ -29,7 +29,7 @@ typedef struct bench {
     size_t noise_bytes;
     size_t l2_bytes;
     hrk_layout layout;  /* of weights to come */
-    const char *prefix; /* of the names of kernels: "portable_" for row-major weights' */
+    const char *prefix; /* of the names of kernels: "portable_" for row-major weights', "q4_k_" */
     hrk_tables tables;
     unsigned char *upload, *host_upload;
     size_t upload_bytes;
@@ -56,6 +56,8 @@ hrk_bf16 *bench_noise(bench *b, size_t values);
 float *bench_ones(uint32_t n);
 void bench_release(const void *p);
 hrk_matrix bench_matrix(bench *b, uint32_t rows, uint32_t cols, uint32_t groups, uint32_t stack);
+/* What so many weights take in the layout at hand, without padding. */
+double bench_weight_bytes(const bench *b, double values);
 /* Value `index` of a stream of normal numbers, times scale. */
 hrk_bf16 bench_random_bf16(uint64_t index, float scale);
 

@@ -23,6 +23,7 @@ static const shape FULL_SHAPES[] = {
     {"1.2b", 2048, 32, 8, 64, 8192, 0, 0, 0, 65536},
 };
 static const shape QUICK_SHAPES[] = {{"quick", 128, 4, 2, 64, 192, 8, 2, 64, 512}};
+static const shape QUICK_BLOCKS = {"quick", 256, 4, 2, 64, 256, 8, 2, 256, 512}; /* whole blocks of 256 columns */
 
 /* ---------------------------------------------------------------- what is timed */
 
@@ -50,7 +51,7 @@ static void bench_linear(bench *b, const shape *s, uint32_t T, const char *name,
 {
     hrk_linear_args args[SETS_MAX];
     job j = {.launch = launch_linear};
-    double weights = 2.0 * rows * cols, bytes;
+    double weights = bench_weight_bytes(b, (double)rows * cols), bytes;
     char detail[128], kernel[64];
 
     (void)snprintf(kernel, sizeof kernel, "linear_%s", name);
@@ -99,7 +100,7 @@ static uint32_t count_distinct(const hrk_routing *routing)
 static void bench_moe(bench *b, const shape *s, uint32_t T)
 {
     uint32_t n = T * s->K, sets;
-    double expert = 2.0 * 3.0 * s->H * s->M;
+    double expert = bench_weight_bytes(b, 3.0 * s->H * s->M);
     hrk_route_args route[SETS_MAX];
     hrk_gate_up_args gate_up[SETS_MAX];
     hrk_down_args down[SETS_MAX];
@@ -221,7 +222,8 @@ static void bench_operators(bench *b, const shape *s, uint32_t T)
     hrk_conv_in_args conv[SETS_MAX];
     hrk_qkv_args qkv[SETS_MAX];
     uint32_t rows = (s->Nq + 2 * s->Nkv) * s->D;
-    double conv_bytes = 2.0 * 3 * s->H * s->H, qkv_bytes = 2.0 * rows * s->H;
+    double conv_bytes = bench_weight_bytes(b, 3.0 * s->H * s->H);
+    double qkv_bytes = bench_weight_bytes(b, (double)rows * s->H);
     size_t page = (size_t)2 * s->Nkv * b->P * s->D, states = 2 * (size_t)b->n_slots;
     job j = {0};
     char detail[128];
@@ -262,6 +264,8 @@ static void bench_operators(bench *b, const shape *s, uint32_t T)
             qkv[i] = (hrk_qkv_args){.tables = b->tables,
                                     .max_rows = T,
                                     .w = bench_matrix(b, rows, s->H, 1, 1),
+                                    .k_layout = b->layout,
+                                    .v_layout = b->layout,
                                     .in = bench_noise(b, (size_t)T * hrk_ld(s->H)),
                                     .q_norm = norm,
                                     .k_norm = norm,
@@ -446,6 +450,35 @@ static void run_portable(bench *b, const shape *moe, const shape *dense)
     bench_attention(b, moe, b->quick ? 100 : 2048, 0, true);
 }
 
+/* Quantised weights, the formats that a Q4_K_M file is made of and Q8_0, on the shapes of a dense model and a mixture.
+ */
+static void run_quantised(bench *b, const shape *moe, const shape *dense)
+{
+    static const struct {
+        hrk_layout layout;
+        const char *prefix;
+    } FORMATS[] = {{HRK_TILED_Q4_K, "q4_k_"}, {HRK_TILED_Q6_K, "q6_k_"}, {HRK_TILED_Q8_0, "q8_0_"}};
+    static const uint32_t FULL_ROWS[] = {1, 8, 64, 256, 1024}, QUICK_ROWS[] = {12};
+
+    for (uint32_t f = 0; f < 3; f++) {
+        b->layout = FORMATS[f].layout;
+        b->prefix = FORMATS[f].prefix;
+        for (uint32_t k = 0; k < (b->quick ? 1 : 5); k++) {
+            uint32_t T = b->quick ? QUICK_ROWS[k] : FULL_ROWS[k];
+
+            if (!bench_wants_rows(b, T))
+                continue;
+            bench_moe(b, moe, T);
+            bench_operators(b, moe, T);
+            bench_linear(b, dense, T, "ffn_down", dense->H, dense->F, HRK_RESIDUAL);
+            if (T < b->n_slots)
+                bench_linear(b, moe, T, "head", moe->V, moe->H, HRK_STORE_F32);
+        }
+    }
+    b->layout = HRK_TILED;
+    b->prefix = "";
+}
+
 static void run_all(bench *b)
 {
     static const uint32_t FULL_ROWS[] = {1, 8, 64, 256, 1024, 4096, 8192}, QUICK_ROWS[] = {1, 12};
@@ -514,6 +547,7 @@ int main(int argc, char **argv)
     }
     bench_open(&b);
     run_all(&b);
+    run_quantised(&b, b.quick ? &QUICK_BLOCKS : FULL_SHAPES, b.quick ? &QUICK_BLOCKS : &FULL_SHAPES[2]);
     run_portable(&b, b.quick ? QUICK_SHAPES : FULL_SHAPES, b.quick ? QUICK_SHAPES : &FULL_SHAPES[2]);
     bench_close(&b);
     return b.out == stdout ? 0 : fclose(b.out) != 0;

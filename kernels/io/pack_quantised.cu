@@ -62,7 +62,7 @@ __device__ __forceinline__ const uint8_t *block_of(const hrk_pack_quantised_args
     return row == nullptr || col >= a.cols ? nullptr : row + col / f.values * f.bytes;
 }
 
-// The stored integer of column col: unsigned, its bias (hrk::quantised::bias_of) not yet subtracted.
+// The stored integer of column col: unsigned, its bias not yet subtracted.
 __device__ __forceinline__ uint32_t value_of(hrk_layout layout, const uint8_t *block, uint32_t col)
 {
     const uint32_t at = col % 32, s = col % 256 / 32;

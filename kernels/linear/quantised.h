@@ -16,11 +16,13 @@
 //   end   the head, in every fourth block: Q4_K, Q5_K: fp16 d and dmin of row i, then of row i + 8, 8 bytes for four
 //         lanes; Q6_K: fp16 d of both, 4 bytes
 //
-// A value is step u - offset in fp32, where u is the stored integer less its bias, rounded once, then rounded to bf16.
-// The product is exact (at most 11 bits of d, 7 of a scale, 5 of u), so fmaf gives what the format's definition gives
-// with two roundings (csrc/format/dtype.c): the sum's. Q4_0, Q8_0 and Q6_K subtract nothing, which fmaf does as -0.
-// Integers become floats as bits of 2^23 + u, less 2^23 + bias: no conversion instruction, of which there are few a
-// clock.
+// A value is scale x (integer - bias), or scale x integer - minimum, in fp32, rounded once, then rounded to bf16: what
+// the format's definition says (csrc/format/dtype.c), up to the sign of zeros, which no sum sees. Few instructions a
+// value matter, since some 160 a lane and slice would hide behind the memory, and 220 is what it takes. So an integer u
+// becomes a float by one byte permutation, as 128 + u (or, of eight bits, 32,768 + u), and where there is no minimum
+// one fmaf takes scale x (128 + bias) away again: that product has at most 21 bits (11 of an fp16, 7 of a Q6_K scale, 3
+// of 160), and the result at most 23, so nothing is rounded. A minimum could not be joined to it exactly: there the 128
+// goes first.
 #pragma once
 
 #include "common/cuda_compat.h"
@@ -34,19 +36,6 @@ namespace quantised
 
 enum { SLICE_ROWS = 16, SCALE_BYTES = 64, LOW_BYTES = 512, SLICE_MAX = 64 + 1024 /* Q8_0, the largest of any block */ };
 
-__host__ __device__ __forceinline__ uint32_t bias_of(hrk_layout layout)
-{
-    switch (layout) {
-    case HRK_TILED_Q4_0:
-        return 8;
-    case HRK_TILED_Q8_0:
-        return 128;
-    case HRK_TILED_Q6_K:
-        return 32;
-    default:
-        return 0;
-    }
-}
 // Bytes of a slice of column block k.
 __host__ __device__ __forceinline__ uint32_t slice_bytes(const hrk_slice &s, uint32_t k)
 {
@@ -66,16 +55,29 @@ __device__ __forceinline__ float half_value(uint32_t bits)
 {
     return __half2float(__ushort_as_half((unsigned short)bits));
 }
-// Byte `at` of `word` plus 2^23, in fp32: exact.
-__device__ __forceinline__ float raised_byte(uint32_t word, uint32_t at)
+// Byte `at` of `word` in fp32.
+__device__ __forceinline__ float byte_value(uint32_t word, uint32_t at)
 {
-    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + at));
+    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + at)) - 8388608.0f;
 }
-enum { RAISED = 1 << 23 };
+
+// How values are made: one of them for a strip, chosen as the kernel runs.
+enum Kind { FOUR_BITS, EIGHT_BITS, SIX_BITS, MINIMUM };
+__device__ __forceinline__ Kind kind_of(hrk_layout layout)
+{
+    return layout == HRK_TILED_Q4_0   ? FOUR_BITS
+           : layout == HRK_TILED_Q8_0 ? EIGHT_BITS
+           : layout == HRK_TILED_Q6_K ? SIX_BITS
+                                      : MINIMUM;
+}
 
 // What a lane knows of the 256 columns at hand: fp16 d and dmin of its upper and its lower row.
 struct Head {
     uint32_t row[2];
+};
+// Of its two rows, for the columns at hand: values are step x raised - offset.
+struct Scales {
+    float step[2], offset[2];
 };
 // What it needs of one slice.
 struct Fragments {
@@ -139,37 +141,60 @@ __device__ __forceinline__ void read_slice(hrk_layout layout, const unsigned cha
     }
 }
 
-// Step and offset of one row for columns 16 q .. 16 q + 15.
-__device__ __forceinline__ void read_scale(hrk_layout layout, uint32_t scales, uint32_t head, int q, float *step,
-                                           float *offset)
+template <int KIND> __device__ __forceinline__ void read_scales(const Fragments &f, const Head &head, int q, Scales *s)
 {
-    *offset = 0.0f;
-    if (layout == HRK_TILED_Q4_K || layout == HRK_TILED_Q5_K) {
-        *step = half_value(head & 0xffff) * (raised_byte(scales, q / 2 * 2) - RAISED);
-        *offset = half_value(head >> 16) * (raised_byte(scales, q / 2 * 2 + 1) - RAISED);
-    } else if (layout == HRK_TILED_Q6_K) {
-        *step = half_value(head) * (raised_byte(scales, q) - (RAISED + 128));
-    } else {
-        *step = half_value(q < 2 ? scales & 0xffff : scales >> 16);
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+        const uint32_t word = f.scales[row], d = head.row[row];
+
+        if (KIND == MINIMUM) {
+            s->step[row] = half_value(d & 0xffff) * byte_value(word, q / 2 * 2);
+            s->offset[row] = half_value(d >> 16) * byte_value(word, q / 2 * 2 + 1);
+        } else if (KIND == SIX_BITS) {
+            s->step[row] = half_value(d) * (byte_value(word, q) - 128.0f);
+            s->offset[row] = s->step[row] * (128.0f + 32.0f);
+        } else {
+            s->step[row] = half_value(q < 2 ? word & 0xffff : word >> 16);
+            s->offset[row] = s->step[row] * (KIND == FOUR_BITS ? 128.0f + 8.0f : 32768.0f + 128.0f);
+        }
     }
 }
 
-// A for columns 16 q .. of the slice.
-__device__ __forceinline__ void expand(hrk_layout layout, const Fragments &f, const Head &head, int q, uint32_t (&a)[4])
+// Byte `at` of `word` plus 128, or 32,768: as the bits of a float. Six bits at most, or eight.
+template <int KIND> __device__ __forceinline__ float raised(uint32_t word, uint32_t at)
 {
-    const float raised = (float)(RAISED + bias_of(layout));
-    float step[2], offset[2];
+    const float f = __uint_as_float(KIND == EIGHT_BITS ? __byte_perm(word, 0x47000000u, 0x7404u + (at << 4))
+                                                       : __byte_perm(word, 0x43000000u, 0x7044u + (at << 8)));
 
-#pragma unroll
-    for (int row = 0; row < 2; row++)
-        read_scale(layout, f.scales[row], head.row[row], q, &step[row], &offset[row]);
+    return KIND == MINIMUM ? f - 128.0f : f;
+}
+
+template <int KIND>
+__device__ __forceinline__ void expand_as(const Fragments &f, const Head &head, int q, Scales *s, uint32_t (&a)[4])
+{
+    if (q % 2 == 0 || KIND == SIX_BITS)
+        read_scales<KIND>(f, head, q, s);
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         const uint32_t word = f.bytes[2 * q + r / 2], at = r % 2 * 2;
-        const float even = raised_byte(word, at) - raised, odd = raised_byte(word, at + 1) - raised;
+        const float step = s->step[r % 2], offset = s->offset[r % 2];
 
-        a[r] = pack_bf16(fmaf(step[r % 2], even, -offset[r % 2]), fmaf(step[r % 2], odd, -offset[r % 2]));
+        a[r] = pack_bf16(fmaf(step, raised<KIND>(word, at), -offset), fmaf(step, raised<KIND>(word, at + 1), -offset));
     }
+}
+
+// A for columns 16 q .. of the slice; steps in rising order, since s is read for every second one only.
+__device__ __forceinline__ void expand(Kind kind, const Fragments &f, const Head &head, int q, Scales *s,
+                                       uint32_t (&a)[4])
+{
+    if (kind == MINIMUM)
+        expand_as<MINIMUM>(f, head, q, s, a);
+    else if (kind == SIX_BITS)
+        expand_as<SIX_BITS>(f, head, q, s, a);
+    else if (kind == FOUR_BITS)
+        expand_as<FOUR_BITS>(f, head, q, s, a);
+    else
+        expand_as<EIGHT_BITS>(f, head, q, s, a);
 }
 
 } // namespace quantised

@@ -37,7 +37,7 @@ struct Load {
 // Cycles that a variant should take, from counts alone. A multiprocessor does 2,048 multiply-adds a cycle, reads 128
 // bytes of shared memory (wgmma reads both operands from there), and draws at most some 48 bytes from the L2 cache; all
 // of them together draw some 32 each from there, and some 14 each from memory. A warp expands its slice of quantised
-// weights in some 140 instructions; the warps of a block's consumers that share a scheduler take turns.
+// weights in some 220 instructions; the warps of a block's consumers that share a scheduler take turns.
 inline double estimate(const Variant &v, const Load &l, uint32_t n_sms)
 {
     const double tiles = (double)l.matrices * m_tiles(v, l.n_strips) * token_tiles(l.rows_each, v.n, l.overlap);
@@ -46,7 +46,7 @@ inline double estimate(const Variant &v, const Load &l, uint32_t n_sms)
     const double multiply = 4.0 * instruction * v.strips * v.groups;
     const double tokens = l.rows_each < v.n ? l.rows_each : v.n;
     const double bytes = l.row_bytes * v.rows * v.strips * v.groups + 128.0 * tokens; // of a tile and K block
-    const double expand = v.is_quantised ? 140.0 * v.strips * v.groups : 0;
+    const double expand = v.is_quantised ? 220.0 * v.strips * v.groups : 0;
     const double arithmetic = multiply > expand ? multiply : expand;
     const double ends = (1500.0 + 8.0 * v.n) / v.per_sm;
     const double busy = waves * (l.k_blocks * (arithmetic > bytes / 48 ? arithmetic : bytes / 48) + ends);
@@ -54,7 +54,9 @@ inline double estimate(const Variant &v, const Load &l, uint32_t n_sms)
     const double memory = 64 * l.row_bytes * l.matrices * l.n_strips * v.groups * l.k_blocks / (14.0 * n_sms) + ends;
     const double copies = cache > memory ? cache : memory, most = busy > copies ? busy : copies;
 
-    return most + (busy + cache + memory - most) / 8; // they overlap, but not wholly
+    const double expanded = tiles * l.k_blocks * expand / n_sms; // again for each tile of tokens: heat, if not time
+
+    return most + (busy + cache + memory + expanded - most) / 8; // they overlap, but not wholly
 }
 
 // A compiled kernel and its shape.

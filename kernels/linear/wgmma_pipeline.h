@@ -567,6 +567,7 @@ __device__ __forceinline__ void consume_quantised(const Block<S> &b, const Probl
                                              : min(tile.m * S::STRIPS + lane.consumer, p.n_strips - 1);
         const hrk_layout layout = (hrk_layout)__shfl_sync(0xffffffffu, (uint32_t)segment_of(p, strip).layout, 0);
         const hrk_slice slice = hrk_slice_of(layout);
+        const quantised::Kind kind = quantised::kind_of(layout);
         quantised::Head head[S::ACCS] = {};
 
         for (uint32_t k = 0; k < p.k_blocks; k += S::K_BLOCKS) {
@@ -583,6 +584,7 @@ __device__ __forceinline__ void consume_quantised(const Block<S> &b, const Probl
                 for (int g = 0; g < S::ACCS; g++) {
                     const unsigned char *from = mine + g * (S::ROWS / 16) * bytes;
                     quantised::Fragments f;
+                    quantised::Scales scales;
 
                     if (has_rows) {
                         if ((k + j) % 4 == 0)
@@ -592,7 +594,7 @@ __device__ __forceinline__ void consume_quantised(const Block<S> &b, const Probl
 #pragma unroll
                     for (int q = 0; q < K_BLOCK / 16; q++) {
                         if (has_rows)
-                            quantised::expand(layout, f, head[g], q, a[q % 2]);
+                            quantised::expand(kind, f, head[g], q, &scales, a[q % 2]);
                         prim::wgmma_fence();
                         prim::wgmma_bf16_ra<S::N>(acc[g], a[q % 2], operand(b_low, b_high, tokens + 32 * q), 1);
                         prim::wgmma_commit();

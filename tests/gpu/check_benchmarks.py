@@ -15,7 +15,8 @@ import tempfile
 
 KERNELS = {"device_copy", "route", "gate_up", "down", "combine", "conv_in", "qkv", "linear_out_proj", "linear_ffn_down", "linear_head",
            "step_begin", "sampler", "attention_decode", "attention_prefill"} | {
-    "portable_" + name for name in ("gate_up", "down", "linear_ffn_down", "norm", "conv", "qk_rope", "attention_decode", "attention_prefill")}
+    "portable_" + name for name in ("gate_up", "down", "linear_ffn_down", "norm", "conv", "qk_rope", "attention_decode", "attention_prefill")} | {
+    form + name for form in ("q4_k_", "q6_k_", "q8_0_") for name in ("gate_up", "down", "conv_in", "qkv", "linear_ffn_down", "linear_head")}
 
 
 def toy(experts):

@@ -17,13 +17,14 @@ using namespace hrk_test;
 namespace
 {
 
-enum { H = 256, F = 448, HEAD = 64, N_SMS = 16, BLOCK = 64 * 64 * 2 /* bytes of 64 x 64 weights */ };
+enum { H = 256, F = 448, HEAD = 64, N_SMS = 16 };
 
 // One matrix, or one an expert, and how many rows each is multiplied with.
 struct Work {
     uint32_t rows, cols, n_groups;
     std::vector<uint32_t> tokens;
     uint32_t overlap; // rows that a token tile shares with the one before
+    hrk_layout layout = HRK_TILED;
 };
 
 uint64_t sum(const std::vector<uint32_t> &v)
@@ -40,7 +41,7 @@ uint64_t touched_bytes(const Work &w)
     const uint64_t matrices =
         (uint64_t)std::count_if(w.tokens.begin(), w.tokens.end(), [](uint32_t n) { return n > 0; });
 
-    return matrices * hrk_matrix_values(w.rows, w.cols, w.n_groups, HRK_TILED) * 2;
+    return matrices * hrk_matrix_bytes(w.rows, w.cols, w.n_groups, w.layout);
 }
 
 // wgmma::Shape<N, groups, consumers, by group, rows, ...>.
@@ -76,7 +77,7 @@ Traffic traffic_of(const Tile &t, const Work &w)
 
         if (n == 0)
             continue;
-        traffic.bulk += passes * (m_tiles * at_once / parts) * w.n_groups * k_blocks * BLOCK;
+        traffic.bulk += passes * (m_tiles * at_once / parts) * hrk_matrix_bytes(64, w.cols, w.n_groups, w.layout);
         traffic.cp_async += m_tiles * (n + (passes - 1) * w.overlap) * k_blocks * 128;
         traffic.wgmma += passes * m_tiles * at_once * w.n_groups * k_blocks * 2 * 64 * 64 * t.N;
     }
@@ -96,7 +97,8 @@ void check(const simt::LaunchRecord &r, const Work &w, uint64_t written)
         expect_count(r, "bytes of weights", r.counters.bulk_load_bytes, touched_bytes(w));
 }
 
-const std::vector<uint32_t> STEPS = {1, 8, 40, 130};
+using Steps = std::vector<uint32_t>;
+const Steps STEPS = {1, 8, 40, 130};
 
 std::vector<uint32_t> ids_of(uint32_t n)
 {
@@ -155,15 +157,15 @@ simt::LaunchRecord run_linear(const Rows &rows, const hrk_matrix &w, uint32_t n,
     return measure([&] { return hrk::linear_wgmma_as(&a, &ON, variant); });
 }
 
-void linear_reads_its_weights_once_a_token_tile(void **)
+void check_linear(hrk_layout layout, const Steps &steps)
 {
     for (uint32_t out : {(uint32_t)H, (uint32_t)F}) {
         const Zeros<hrk_bf16> weights(hrk_matrix_values(out, H, 1, HRK_TILED));
-        const hrk_matrix w = {weights.data(), out, H, 1, 1, HRK_TILED};
+        const hrk_matrix w = {weights.data(), out, H, 1, 1, layout};
 
-        for (uint32_t n : STEPS) {
+        for (uint32_t n : steps) {
             const Rows rows(n, n * H, 2 * n * hrk_ld(out), {});
-            const Work work = {out, H, 1, {n}, 0};
+            const Work work = {out, H, 1, {n}, 0, layout};
             const uint64_t values = (uint64_t)n * hrk_ld(out);
 
             // An even number of strips has nothing to tell that an odd one has not: one tile is enough of it.
@@ -173,6 +175,11 @@ void linear_reads_its_weights_once_a_token_tile(void **)
                 check(run_linear(rows, w, n, e, hrk::PICK_VARIANT), work, (e == HRK_STORE_F32 ? 4 : 2) * values);
         }
     }
+}
+
+void linear_reads_its_weights_once_a_token_tile(void **)
+{
+    check_linear(HRK_TILED, STEPS);
 }
 
 // What a residual costs: one reading of the rows that it is added to. All else by plain loads are counts and lists.
@@ -220,33 +227,38 @@ struct Experts {
     }
 };
 
-void dense_gate_and_up_are_read_once_a_token_tile(void **)
+void check_gate_up(hrk_layout layout, const Steps &steps)
 {
     const Zeros<hrk_bf16> weights(hrk_matrix_values(F, H, 2, HRK_TILED));
 
-    for (uint32_t n : STEPS) {
+    for (uint32_t n : steps) {
         const Rows rows(n, n * H, n * hrk_ld(F), {});
         hrk_gate_up_args a = {};
 
         a.tables.step = rows.step();
         a.max_rows = n;
-        a.w = {weights.data(), F, H, 2, 1, HRK_TILED};
+        a.w = {weights.data(), F, H, 2, 1, layout};
         a.in = rows.in.data();
         a.h = rows.out.data();
         for (int v = hrk::PICK_VARIANT; v < hrk::GATE_UP_VARIANTS; v++)
-            check(measure([&] { return hrk::gate_up_wgmma_as(&a, &ON, v); }), {F, H, 2, {n}, 0},
+            check(measure([&] { return hrk::gate_up_wgmma_as(&a, &ON, v); }), {F, H, 2, {n}, 0, layout},
                   (uint64_t)2 * n * hrk_ld(F));
     }
 }
 
+void dense_gate_and_up_are_read_once_a_token_tile(void **)
+{
+    check_gate_up(HRK_TILED, STEPS);
+}
+
 // Only the experts that were chosen are read, and each once a tile of its own rows, however many rows the step has.
-void experts_are_read_once_a_token_tile_of_theirs(void **)
+void check_experts(hrk_layout layout, const Steps &steps)
 {
     enum { E = 8, K = 2, M = 192 };
     const Zeros<hrk_bf16> gate_up(E * hrk_matrix_values(M, H, 2, HRK_TILED)),
         down(E * hrk_matrix_values(H, M, 1, HRK_TILED));
 
-    for (uint32_t n : STEPS) {
+    for (uint32_t n : steps) {
         const Experts experts(n, E, K);
         const Rows rows(n, n * H, n * K * M, {}), back(n, n * K * M, n * K * H, {});
         hrk_gate_up_args a = {};
@@ -254,25 +266,30 @@ void experts_are_read_once_a_token_tile_of_theirs(void **)
 
         a.tables.step = rows.step();
         a.max_rows = n;
-        a.w = {gate_up.data(), M, H, 2, E, HRK_TILED};
+        a.w = {gate_up.data(), M, H, 2, E, layout};
         a.in = rows.in.data();
         a.routing = &experts.routing;
         a.h = rows.out.data();
         d.tables.step = back.step();
         d.max_rows = n;
-        d.w = {down.data(), H, M, 1, E, HRK_TILED};
+        d.w = {down.data(), H, M, 1, E, layout};
         d.h = back.in.data();
         d.routing = &experts.routing;
         d.y = back.out.data();
         for (int v = hrk::PICK_VARIANT; v < hrk::GATE_UP_VARIANTS; v++)
-            check(measure([&] { return hrk::gate_up_wgmma_as(&a, &ON, v); }), {M, H, 2, experts.counts(), 0},
+            check(measure([&] { return hrk::gate_up_wgmma_as(&a, &ON, v); }), {M, H, 2, experts.counts(), 0, layout},
                   (uint64_t)2 * n * K * M);
         for (int v = hrk::PICK_VARIANT; v < hrk::LINEAR_VARIANTS; v++) {
             if (v < hrk::LINEAR_VARIANTS - 3) // the thin ones want an inner dimension of whole stages
-                check(measure([&] { return hrk::down_wgmma_as(&d, &ON, v); }), {H, M, 1, experts.counts(), 0},
+                check(measure([&] { return hrk::down_wgmma_as(&d, &ON, v); }), {H, M, 1, experts.counts(), 0, layout},
                       (uint64_t)2 * n * K * H);
         }
     }
+}
+
+void experts_are_read_once_a_token_tile_of_theirs(void **)
+{
+    check_experts(HRK_TILED, STEPS);
 }
 
 // ---------------------------------------------------------------- conv_in and qkv
@@ -290,13 +307,13 @@ std::vector<hrk_span> mixed_spans(uint32_t n)
     return spans;
 }
 
-void conv_in_reads_its_weights_once_a_token_tile(void **)
+void check_conv_in(hrk_layout layout, const Steps &steps)
 {
     enum { L = 3, N_STATES = 400 };
     const Zeros<hrk_bf16> weights(hrk_matrix_values(H, H, 3, HRK_TILED)), states((size_t)N_STATES * (L - 1) * H);
     const Zeros<float> taps(H * L);
 
-    for (uint32_t n : STEPS) {
+    for (uint32_t n : steps) {
         const std::vector<hrk_span> spans = mixed_spans(n);
         const Rows rows(n, n * H, n * H, spans);
         const DeviceArray<uint32_t> row_span(RowTables(spans).span);
@@ -305,7 +322,7 @@ void conv_in_reads_its_weights_once_a_token_tile(void **)
         a.tables.step = rows.step();
         a.tables.row_span = row_span.data();
         a.max_rows = n;
-        a.w = {weights.data(), H, H, 3, 1, HRK_TILED};
+        a.w = {weights.data(), H, H, 3, 1, layout};
         a.in = rows.in.data();
         a.taps = taps.data();
         a.L = L;
@@ -313,18 +330,23 @@ void conv_in_reads_its_weights_once_a_token_tile(void **)
         a.y = rows.out.data();
         // y, and the state of every span. Token tiles overlap by L - 1 rows.
         for (int v = hrk::PICK_VARIANT; v < hrk::CONV_IN_VARIANTS; v++)
-            check(measure([&] { return hrk::conv_in_as(&a, &ON, v); }), {H, H, 3, {n}, L - 1},
+            check(measure([&] { return hrk::conv_in_as(&a, &ON, v); }), {H, H, 3, {n}, L - 1, layout},
                   (uint64_t)2 * n * H + spans.size() * 2 * (L - 1) * H);
     }
 }
 
-void qkv_reads_its_weights_once_a_token_tile(void **)
+void conv_in_reads_its_weights_once_a_token_tile(void **)
+{
+    check_conv_in(HRK_TILED, STEPS);
+}
+
+void check_qkv(hrk_layout layout, const Steps &steps)
 {
     enum { NQ = 8, NKV = 2, P = 16, PAGES = 10, OUT = (NQ + 2 * NKV) * HEAD, STRIDE = NKV * 2 * P * HEAD };
     const Zeros<hrk_bf16> weights(hrk_matrix_values(OUT, H, 1, HRK_TILED)), pool((size_t)PAGES * STRIDE);
     const Zeros<float> norm(HEAD), rope((size_t)PAGES * P * HEAD);
 
-    for (uint32_t n : STEPS) {
+    for (uint32_t n : steps) {
         const uint32_t warmup = n / 4;
         const std::vector<hrk_span> spans = {{0, n, 0, 0, -1, 0, warmup}};
         const RowTables tables(spans);
@@ -338,7 +360,8 @@ void qkv_reads_its_weights_once_a_token_tile(void **)
         a.tables.page_table = pages.data();
         a.tables.max_pages = PAGES;
         a.max_rows = n;
-        a.w = {weights.data(), OUT, H, 1, 1, HRK_TILED};
+        a.w = {weights.data(), OUT, H, 1, 1, layout};
+        a.k_layout = a.v_layout = layout;
         a.in = rows.in.data();
         a.q_norm = a.k_norm = norm.data();
         a.rope = rope.data();
@@ -348,9 +371,25 @@ void qkv_reads_its_weights_once_a_token_tile(void **)
         a.q = rows.out.data();
         // q, and the keys and values of all but warm-up rows.
         for (int v = hrk::PICK_VARIANT; v < hrk::QKV_VARIANTS; v++)
-            check(measure([&] { return hrk::qkv_as(&a, &ON, v); }), {OUT, H, 1, {n}, 0},
+            check(measure([&] { return hrk::qkv_as(&a, &ON, v); }), {OUT, H, 1, {n}, 0, layout},
                   (uint64_t)2 * n * NQ * HEAD + (uint64_t)2 * (n - warmup) * 2 * NKV * HEAD);
     }
+}
+
+void qkv_reads_its_weights_once_a_token_tile(void **)
+{
+    check_qkv(HRK_TILED, STEPS);
+}
+
+// Quantised weights are as many bytes as they are in memory, scales and all; tiles and tokens are those of bf16.
+void quantised_weights_are_read_once_a_token_tile(void **)
+{
+    check_linear(HRK_TILED_Q4_K, {8, 130});
+    check_gate_up(HRK_TILED_Q6_K, {40});
+    check_experts(HRK_TILED_Q8_0, {40}); // an expert's columns are no multiple of 256
+    check_experts(HRK_TILED_Q4_0, {8});
+    check_conv_in(HRK_TILED_Q5_K, {40});
+    check_qkv(HRK_TILED_Q4_K, {40});
 }
 
 // ---------------------------------------------------------------- which tile is picked
@@ -359,11 +398,11 @@ void qkv_reads_its_weights_once_a_token_tile(void **)
 struct Shape {
     uint32_t rows, cols, n_groups, E, K;
 };
-uint64_t readings_picked(const Shape &s, uint32_t n)
+uint64_t readings_picked(const Shape &s, uint32_t n, hrk_layout layout)
 {
     const hrk_launch on = {nullptr, 132, false, false};
     const Zeros<hrk_bf16> some(64);
-    hrk_matrix w = {some.data(), s.rows, s.cols, s.n_groups, s.E > 0 ? s.E : 1, HRK_TILED};
+    hrk_matrix w = {some.data(), s.rows, s.cols, s.n_groups, s.E > 0 ? s.E : 1, layout};
     hrk_routing routing = {};
     hrk_linear_args l = {};
     hrk_gate_up_args a = {};
@@ -392,7 +431,8 @@ uint64_t readings_picked(const Shape &s, uint32_t n)
 
 // Steps of up to 16 rows read every matrix once. Larger ones may cut the tokens of a matrix with few strips into a few
 // tiles, to have work for every multiprocessor: neighbours in time, so that all but one reading is from the L2 cache,
-// which is why there must not be many. Experts' even shares fit one tile.
+// which is why there must not be many; of quantised ones, which are half the bytes or less and expanded by whoever has
+// nothing else to do, twice as many. Experts' even shares fit one tile.
 void few_rows_are_one_tile_of_tokens(void **)
 {
     const Shape shapes[] = {{2048, 2048, 1, 0, 0},  {2048, 11776, 1, 0, 0}, {65536, 2048, 1, 0, 0},
@@ -404,11 +444,15 @@ void few_rows_are_one_tile_of_tokens(void **)
     emu_skip_kernels(true);
     for (const Shape &s : shapes) {
         for (uint32_t n : {1u, 8u, 16u, 32u, 64u, 128u, 256u}) {
-            const uint64_t most = s.E > 0 || n <= 16 ? 1 : n <= 64 ? 2 : 5, readings = readings_picked(s, n);
+            for (hrk_layout layout : {HRK_TILED, HRK_TILED_Q4_K, HRK_TILED_Q8_0}) {
+                const uint64_t few = layout == HRK_TILED ? 2 : 4, more = layout == HRK_TILED ? 5 : 8;
+                const uint64_t most = s.E > 0 || n <= 16 ? 1 : n <= 64 ? few : more;
+                const uint64_t readings = readings_picked(s, n, layout);
 
-            if (readings > most)
-                fail_msg("%u x %u x %u, %u experts, %u rows: %u readings of the weights, at most %u", s.n_groups,
-                         s.rows, s.cols, s.E, n, (unsigned)readings, (unsigned)most);
+                if (readings > most)
+                    fail_msg("%u x %u x %u, %u experts, %u rows, layout %d: %u readings of the weights, at most %u",
+                             s.n_groups, s.rows, s.cols, s.E, n, (int)layout, (unsigned)readings, (unsigned)most);
+            }
         }
     }
     emu_skip_kernels(false);
@@ -479,6 +523,7 @@ int main()
         cmocka_unit_test(experts_are_read_once_a_token_tile_of_theirs),
         cmocka_unit_test(conv_in_reads_its_weights_once_a_token_tile),
         cmocka_unit_test(qkv_reads_its_weights_once_a_token_tile),
+        cmocka_unit_test(quantised_weights_are_read_once_a_token_tile),
         cmocka_unit_test(few_rows_are_one_tile_of_tokens),
         cmocka_unit_test(portable_products_read_their_weights_once_a_token_tile),
     };
