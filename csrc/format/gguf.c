@@ -201,19 +201,52 @@ static headrace_status read_entries(reader *in, hr_gguf *out, uint64_t n)
 
 /* ---------------------------------------------------------------- tensors */
 
-/* ggml's numbers. Those without a dtype of ours are listed so that a refusal can name them. */
+/* ggml's numbers. Those without a dtype of ours are listed so that a refusal can name them; some were taken out of the
+ * format again. */
 static const struct {
     const char *name;
     int dtype; /* -1: not supported */
 } ggml_types[] = {
-    [0] = {"F32", HR_F32},    [1] = {"F16", HR_F16},   [2] = {"Q4_0", HR_Q4_0},  [3] = {"Q4_1", HR_Q4_1},
-    [6] = {"Q5_0", HR_Q5_0},  [7] = {"Q5_1", HR_Q5_1}, [8] = {"Q8_0", HR_Q8_0},  [9] = {"Q8_1", -1},
-    [10] = {"Q2_K", -1},      [11] = {"Q3_K", -1},     [12] = {"Q4_K", HR_Q4_K}, [13] = {"Q5_K", HR_Q5_K},
-    [14] = {"Q6_K", HR_Q6_K}, [15] = {"Q8_K", -1},     [16] = {"IQ2_XXS", -1},   [17] = {"IQ2_XS", -1},
-    [18] = {"IQ3_XXS", -1},   [19] = {"IQ1_S", -1},    [20] = {"IQ4_NL", -1},    [21] = {"IQ3_S", -1},
-    [22] = {"IQ2_S", -1},     [23] = {"IQ4_XS", -1},   [24] = {"I8", -1},        [25] = {"I16", -1},
-    [26] = {"I32", -1},       [27] = {"I64", -1},      [28] = {"F64", -1},       [29] = {"IQ1_M", -1},
-    [30] = {"BF16", HR_BF16}, [34] = {"TQ1_0", -1},    [35] = {"TQ2_0", -1},     [39] = {"MXFP4", -1},
+    [0] = {"F32", HR_F32},
+    [1] = {"F16", HR_F16},
+    [2] = {"Q4_0", HR_Q4_0},
+    [3] = {"Q4_1", HR_Q4_1},
+    [4] = {"Q4_2, removed", -1},
+    [5] = {"Q4_3, removed", -1},
+    [6] = {"Q5_0", HR_Q5_0},
+    [7] = {"Q5_1", HR_Q5_1},
+    [8] = {"Q8_0", HR_Q8_0},
+    [9] = {"Q8_1", -1},
+    [10] = {"Q2_K", -1},
+    [11] = {"Q3_K", -1},
+    [12] = {"Q4_K", HR_Q4_K},
+    [13] = {"Q5_K", HR_Q5_K},
+    [14] = {"Q6_K", HR_Q6_K},
+    [15] = {"Q8_K", -1},
+    [16] = {"IQ2_XXS", -1},
+    [17] = {"IQ2_XS", -1},
+    [18] = {"IQ3_XXS", -1},
+    [19] = {"IQ1_S", -1},
+    [20] = {"IQ4_NL", -1},
+    [21] = {"IQ3_S", -1},
+    [22] = {"IQ2_S", -1},
+    [23] = {"IQ4_XS", -1},
+    [24] = {"I8", -1},
+    [25] = {"I16", -1},
+    [26] = {"I32", -1},
+    [27] = {"I64", -1},
+    [28] = {"F64", -1},
+    [29] = {"IQ1_M", -1},
+    [30] = {"BF16", HR_BF16},
+    [31] = {"Q4_0_4_4, removed", -1},
+    [32] = {"Q4_0_4_8, removed", -1},
+    [33] = {"Q4_0_8_8, removed", -1},
+    [34] = {"TQ1_0", -1},
+    [35] = {"TQ2_0", -1},
+    [36] = {"IQ4_NL_4_4, removed", -1},
+    [37] = {"IQ4_NL_4_8, removed", -1},
+    [38] = {"IQ4_NL_8_8, removed", -1},
+    [39] = {"MXFP4", -1},
 };
 
 static headrace_status set_type(const reader *in, hr_tensor *tensor, uint32_t type)

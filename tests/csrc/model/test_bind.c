@@ -260,6 +260,35 @@ static void wrapped_checkpoints_are_recognised_by_their_prefix(void **state)
     }
 }
 
+/* The format mixes types by tensor, but what is no matrix is never quantised. */
+static void norms_and_taps_in_blocks_are_refused_by_name(void **state)
+{
+    static const char *const names[] = {"blk.0.attn_norm.weight", "blk.1.ffn_norm.weight", "token_embd_norm.weight"};
+    const uint32_t q8_0 = 8;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char folder[256], path[512];
+        hr_model *model;
+        headrace_error err = {0};
+        size_t len;
+        char *file = hr_test_read_file(HEADRACE_TEST_DATA "/goldens/gguf/dense_tiny-q8_0.gguf", &len);
+        char *name = memmem(file, len, names[i], strlen(names[i]));
+
+        assert_non_null(name);
+        memcpy(name + strlen(names[i]) + 4 + 8, &q8_0, sizeof q8_0); /* after the rank and one dimension */
+        hr_test_make_folder(folder, sizeof folder);
+        hr_test_write_file(folder, "mixed.gguf", file, len);
+        free(file);
+        (void)snprintf(path, sizeof path, "%s/mixed.gguf", folder);
+        assert_int_equal(hr_model_open(path, NULL, &model, &err), HEADRACE_E_MODEL);
+        assert_says(err.message, path);
+        assert_says(err.message, names[i]);
+        assert_says(err.message, "type Q8_0, expected F32, F16 or BF16");
+        hr_test_remove_folder(folder);
+    }
+}
+
 static void either_name_of_the_final_norm_is_accepted_but_not_both(void **state)
 {
     small model = make_small(true, false);
@@ -500,6 +529,7 @@ int main(void)
         cmocka_unit_test(an_unknown_tensor_elsewhere_is_only_reported),
         cmocka_unit_test(a_value_that_is_not_finite_is_refused),
         cmocka_unit_test(wrapped_checkpoints_are_recognised_by_their_prefix),
+        cmocka_unit_test(norms_and_taps_in_blocks_are_refused_by_name),
         cmocka_unit_test(either_name_of_the_final_norm_is_accepted_but_not_both),
         cmocka_unit_test(a_head_of_its_own_is_used),
         cmocka_unit_test(biases_of_the_convolution_are_bound_when_configured),
