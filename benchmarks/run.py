@@ -14,6 +14,7 @@ NAMES = {
     "start": ("engine/start.py", "start to first token of the embedded model"),
     "host": ("engine/host.py", "host time of a step of 1,024 answers on the CUDA backend, without a GPU"),
     "http": ("server/http_front.py", "CPU time of the HTTP front per streamed token"),
+    "quality": ("quality/quality.py", "what each weight format costs in quality, on the embedded model"),
     "tokenizer": ("text/run.py", "tokenizer on prose, on one letter and on CJK, beside the tokenizers package"),
     "kernels": ("kernels/run.py", "CPU kernels beside the machine's measured memory and arithmetic roofs"),
     "checkpoint": ("models/write_checkpoint.py", "write a random-weight checkpoint of a real shape"),

@@ -65,7 +65,7 @@ static int collect(calibration *c, const char *text_path)
         return HR_EXIT_USAGE;
     }
     how.exact = hr_option_bool(c->options, "exact");
-    code = hr_read_text_ids(c->model, text_path, &ids, &n_ids, &n_bytes);
+    code = hr_read_text_ids(c->options, c->model, text_path, &ids, &n_ids, &n_bytes);
     if (code == HR_EXIT_OK && headrace_importance_open(c->model, &how, window, &c->importance, &err) != HEADRACE_OK)
         code = hr_report(&err);
     if (code == HR_EXIT_OK)

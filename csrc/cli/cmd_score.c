@@ -178,7 +178,7 @@ static int score_input(scoring *s, const char *text_path)
         hr_id_lists_free(&lists);
         return code;
     }
-    code = hr_read_text_ids(s->model, text_path, &ids, &n_ids, &s->n_bytes);
+    code = hr_read_text_ids(s->options, s->model, text_path, &ids, &n_ids, &s->n_bytes);
     if (code == HR_EXIT_OK)
         code = score_text(s, ids, n_ids);
     headrace_free(ids);

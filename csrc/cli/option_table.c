@@ -121,7 +121,8 @@ const hr_option_def hr_option_table[] = {
     {"repetition-penalty", NULL, 0, HR_OPTION_REAL, "X", NULL, HR_FOR_RUN, "default: the model's"},
     {"stop", NULL, 0, HR_OPTION_LIST, "TEXT", NULL, HR_FOR_RUN, "end the answer at this text"},
     /* text */
-    {"special", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "recognise special tokens in the text"},
+    {"special", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE | HR_FOR_SCORE | HR_FOR_IMATRIX,
+     "recognise special tokens in the text"},
     {"bos", NULL, 0, HR_OPTION_BOOL, NULL, "no", HR_FOR_TOKENIZE, "put the beginning-of-sequence id in front"},
     /* converting */
     {"type", "outtype", 0, HR_OPTION_TEXT, "TYPE", NULL, HR_FOR_CONVERT,

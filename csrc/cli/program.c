@@ -296,8 +296,10 @@ bool hr_can_write(const char *path)
 
 /* ---------------------------------------------------------------- texts and id files */
 
-int hr_read_text_ids(const headrace_model *model, const char *path, int32_t **ids, size_t *n_ids, size_t *n_bytes)
+int hr_read_text_ids(const hr_options *options, const headrace_model *model, const char *path, int32_t **ids,
+                     size_t *n_ids, size_t *n_bytes)
 {
+    uint32_t flags = hr_option_bool(options, "special") ? HEADRACE_ENCODE_SPECIAL : 0;
     headrace_error err = {0};
     char *text = NULL;
     int code = HR_EXIT_OK;
@@ -305,7 +307,7 @@ int hr_read_text_ids(const headrace_model *model, const char *path, int32_t **id
     *ids = NULL;
     *n_ids = 0;
     if (hr_file_read(path, TEXT_BYTES_MAX, &text, n_bytes, &err) != HEADRACE_OK ||
-        headrace_encode(model, text, *n_bytes, 0, ids, n_ids, &err) != HEADRACE_OK)
+        headrace_encode(model, text, *n_bytes, flags, ids, n_ids, &err) != HEADRACE_OK)
         code = hr_report(&err);
     free(text);
     if (code == HR_EXIT_OK && *n_ids == 0) {

@@ -68,9 +68,10 @@ headrace_compute_options hr_compute_options_from(const hr_options *options);
  * is left alone: the result is renamed into place, and would take the place of a device. */
 bool hr_can_write(const char *path);
 
-/* Ids of a text file, special tokens as text; *ids is freed with headrace_free. 0 or an exit code after printing why
- * not; a text without a token is refused. */
-int hr_read_text_ids(const headrace_model *model, const char *path, int32_t **ids, size_t *n_ids, size_t *n_bytes);
+/* Ids of a text file, with --special its special tokens as such; *ids is freed with headrace_free. 0 or an exit code
+ * after printing why not; a text without a token is refused. */
+int hr_read_text_ids(const hr_options *options, const headrace_model *model, const char *path, int32_t **ids,
+                     size_t *n_ids, size_t *n_bytes);
 /* Reads a JSON list of lists of token ids. Freed with hr_id_lists_free. Returns 0 or an exit code after printing. */
 typedef struct hr_id_lists {
     int32_t **ids; /* [n][n_ids[i]] */

@@ -180,3 +180,13 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(cli, source_dir, tmp_
     gguf_file = source_dir / "tests/data/goldens/gguf/dense_tiny-q4_0.gguf"
     refused(cli("imatrix", gguf_file, "text", "--out", "x"), FAILURE, "has no tokenizer")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text"]
+
+
+def test_special_tokens_of_a_rendered_conversation_are_run_as_such(cli, tmp_path):
+    (tmp_path / "chat").write_text("<|im_start|>user\nHello!<|im_end|>\n")
+    n = {flag: json.loads(cli("tokenize", "tiny", (tmp_path / "chat").read_text(), "--json", *flag).stdout)["count"] for flag in ((), ("--special",))}
+    assert n[("--special",)] < n[()]
+    for flag, count in n.items():
+        assert cli("imatrix", "tiny", "chat", "--out", "out", *flag).returncode == OK
+        assert read(tmp_path / "out")[1]["blk.0.ffn_down.weight"][1] == [count + 1]
+        assert json.loads(cli("score", "tiny", "chat", "--json", *flag).stdout)["tokens"] == count
