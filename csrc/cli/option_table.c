@@ -33,7 +33,7 @@ const hr_option_def hr_option_table[] = {
     {"device", NULL, 0, HR_OPTION_TEXT, "auto|cpu|cuda|cuda:N", "auto", WITH_COMPUTE,
      "where to compute; auto: a GPU if there is one to use"},
     {"threads", NULL, 't', HR_OPTION_UINT, "N", "0", WITH_COMPUTE | HR_FOR_CONVERT,
-     "CPU threads; 0: one a physical core"},
+     "CPU threads; 0: one a physical core, to convert one a processor"},
     {"exact", NULL, 0, HR_OPTION_BOOL, NULL, "no", WITH_ENGINE | HR_FOR_LOGITS | HR_FOR_SCORE | HR_FOR_IMATRIX,
      "the plain fp32 path: slow, the oracle of every other"},
     {"kv-cache-dtype", NULL, 0, HR_OPTION_TEXT, "auto|bf16|f32", "auto", WITH_COMPUTE,
