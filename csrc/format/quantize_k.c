@@ -72,8 +72,9 @@ static float settle_affine(const hr_four_blocks *halves, int q_max, affine_scale
         hr_lanes best = hr_affine_error(&halves[h], q_max, affine_of(scales, scale, minimum));
 
         for (int i = 0; i < 9; i++) {
-            hr_lanes s = lanes_quant(scale + (float)(i / 3 - 1), low, high);
-            hr_lanes m = lanes_quant(minimum + (float)(i % 3 - 1), low, high);
+            int up = i / 3 - 1, across = i % 3 - 1;
+            hr_lanes s = lanes_quant(scale + (float)up, low, high);
+            hr_lanes m = lanes_quant(minimum + (float)across, low, high);
             hr_lanes error = hr_affine_error(&halves[h], q_max, affine_of(scales, s, m));
             hr_mask better = error < best;
 
