@@ -181,15 +181,88 @@ static void unfused_operators_take_quantised_weights(void **state)
     check(&o, HR_Q4_0, HR_Q8_0, HR_Q4_0, 75, 9); /* q and k beside v: decoded */
 }
 
+static void real_files_give_the_logits_of_their_decoded_weights(void **state)
+{
+    static const char *const names[] = {"dense_256-q4_k", "dense_256-q5_k",  "dense_256-q6_k", "moe_256-q4_k_m",
+                                        "moe_tiny-q4_0",  "dense_tiny-q8_0", "dense_tiny-q4_0"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        headrace_error err = {0};
+        hr_model *model = NULL;
+        size_t kept, decoded;
+        float *got, *want;
+        char path[512];
+
+        (void)snprintf(path, sizeof path, "%s/goldens/gguf/%s.gguf", HEADRACE_TEST_DATA, names[i]);
+        if (hr_model_open(path, &(hr_model_open_options){0}, &model, &err) != HEADRACE_OK)
+            fail_msg("%s: %s", path, err.message);
+        got = run(model, true, 7, &kept);
+        want = run(model, false, 0, &decoded);
+        assert_memory_equal(got, want, (size_t)N * model->arch.vocab_size * sizeof *got);
+        assert_true(kept < decoded);
+        free(got);
+        free(want);
+        hr_model_close(model);
+    }
+}
+
+static headrace_status open_on_gpu(const hr_model *model, headrace_error *err)
+{
+    hr_backend_options options = {
+        .page_tokens = 8, .max_rows = 16, .max_spans = 4, .max_outputs = 4, .max_page_refs = 64};
+    hr_backend *backend = NULL;
+    headrace_status status = hr_backend_cuda.open(model, &options, 16, 4, &backend, err);
+
+    assert_null(backend);
+    return status;
+}
+
+/* A copy of a file with one byte changed. */
+static void copy_with_byte(const char *from, uint64_t at, unsigned char value, const char *to)
+{
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    uint64_t i = 0;
+
+    assert_true(in && out);
+    for (int c = getc(in); c != EOF; c = getc(in), i++)
+        assert_int_not_equal(putc(i == at ? value : c, out), EOF);
+    assert_true(i > at);
+    (void)fclose(in);
+    assert_int_equal(fclose(out), 0);
+}
+
+static void a_bad_scale_is_refused_by_the_tensors_name(void **state)
+{
+    const char *path = HEADRACE_TEST_DATA "/goldens/gguf/dense_256-q6_k.gguf", *name = "blk.1.ffn_down.weight";
+    const char *bad = HEADRACE_BUILD_DIR "/bad_scale.gguf";
+    headrace_error err = {0};
+    hr_model *model = NULL;
+    const hr_tensor *tensor;
+    uint64_t scale;
+
+    (void)state;
+    assert_int_equal(hr_model_open(path, &(hr_model_open_options){0}, &model, &err), HEADRACE_OK);
+    tensor = hr_tensor_file_find(model->file, name);
+    assert_true(tensor && tensor->dtype == HR_Q6_K);
+    scale = tensor->file_offset + 5 * hr_dtype_row_bytes(HR_Q6_K, tensor->shape[1]) + 209; /* sign and exponent */
+    hr_model_close(model);
+    copy_with_byte(path, scale, 0x7E, bad); /* NaN */
+    assert_int_equal(hr_model_open(bad, &(hr_model_open_options){0}, &model, &err), HEADRACE_OK);
+    gpu_be(GPU_FUSED);
+    assert_int_equal(open_on_gpu(model, &err), HEADRACE_E_MODEL);
+    assert_non_null(strstr(err.message, "bad_scale.gguf: tensor 'blk.1.ffn_down.weight': row 5, block 0"));
+    gpu_check_clean();
+    hr_model_close(model);
+    (void)remove(bad);
+}
+
 static void a_scale_that_is_not_finite_is_refused(void **state)
 {
     random_model_options o = mixture();
     hr_model *model = quantised_model(&o, HR_Q4_K, HR_Q6_K, HR_Q4_K);
     const hr_matrix *down = &model->layers[1].experts[3].down;
     unsigned char *scale = (unsigned char *)(uintptr_t)down->data + 17 * down->row_bytes + 208;
-    hr_backend_options options = {
-        .page_tokens = 8, .max_rows = 16, .max_spans = 4, .max_outputs = 4, .max_page_refs = 64};
-    hr_backend *backend = NULL;
     headrace_error err = {0};
 
     (void)state;
@@ -197,8 +270,7 @@ static void a_scale_that_is_not_finite_is_refused(void **state)
     scale[1] = 0x7C; /* infinity */
     for (int kind = GPU_PORTABLE; kind <= GPU_FUSED; kind++) {
         gpu_be(kind);
-        assert_int_equal(hr_backend_cuda.open(model, &options, 16, 4, &backend, &err), HEADRACE_E_MODEL);
-        assert_null(backend);
+        assert_int_equal(open_on_gpu(model, &err), HEADRACE_E_MODEL);
         assert_non_null(strstr(err.message, "layer 1"));
         assert_non_null(strstr(err.message, "row 17, block 0"));
         gpu_check_clean();
@@ -212,6 +284,8 @@ int main(void)
         cmocka_unit_test(every_format_gives_the_logits_of_its_decoded_weights),
         cmocka_unit_test(formats_that_cannot_lie_together_are_decoded),
         cmocka_unit_test(unfused_operators_take_quantised_weights),
+        cmocka_unit_test(real_files_give_the_logits_of_their_decoded_weights),
+        cmocka_unit_test(a_bad_scale_is_refused_by_the_tensors_name),
         cmocka_unit_test(a_scale_that_is_not_finite_is_refused),
     };
 
