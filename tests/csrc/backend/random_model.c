@@ -5,6 +5,7 @@
 
 #include "base/numeric.h"
 #include "base/rng.h"
+#include "format/quantize.h"
 
 #include <math.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 typedef struct maker {
     hr_model *model;
     const random_model_options *options;
-    uint64_t next;
+    uint64_t next, n_matrices;
 } maker;
 
 random_model_options random_model_defaults(void)
@@ -47,6 +48,19 @@ static const float *vector(maker *m, size_t n, float centre, float scale)
     return values;
 }
 
+static void quantise(maker *m, const hr_matrix *w, float scale, unsigned char *to)
+{
+    float *row = calloc(w->cols, sizeof *row);
+
+    HR_ASSERT(row);
+    for (uint32_t o = 0; o < w->rows; o++) {
+        for (uint32_t c = 0; c < w->cols; c++)
+            row[c] = draw(m, 0, scale);
+        HR_ASSERT(hr_quantize_row(w->dtype, row, NULL, w->cols, to + o * w->row_bytes) == w->cols);
+    }
+    free(row);
+}
+
 static hr_matrix matrix(maker *m, uint32_t rows, uint32_t cols, float gain)
 {
     hr_matrix out = {.dtype = m->options->dtype, .rows = rows, .cols = cols};
@@ -54,9 +68,16 @@ static hr_matrix matrix(maker *m, uint32_t rows, uint32_t cols, float gain)
     size_t n = (size_t)rows * cols;
     void *data;
 
+    if (m->options->is_mixed && m->n_matrices++ % 3 == 2)
+        out.dtype = HR_BF16;
     out.row_bytes = hr_dtype_row_bytes(out.dtype, cols);
     data = hr_arena_calloc(&m->model->arena, rows, out.row_bytes);
     HR_ASSERT(data);
+    out.data = data;
+    if (out.dtype != HR_F32 && out.dtype != HR_BF16) {
+        quantise(m, &out, scale, data);
+        return out;
+    }
     for (size_t i = 0; i < n; i++) {
         float value = draw(m, 0, scale);
 
@@ -65,7 +86,6 @@ static hr_matrix matrix(maker *m, uint32_t rows, uint32_t cols, float gain)
         else
             ((uint16_t *)data)[i] = hr_f32_to_bf16(value);
     }
-    out.data = data;
     return out;
 }
 
@@ -130,7 +150,7 @@ static void make_layer(maker *m, hr_layer *layer, uint32_t index)
 hr_model *random_model_create(const random_model_options *o)
 {
     hr_model *model = calloc(1, sizeof *model);
-    maker m = {model, o, 0};
+    maker m = {.model = model, .options = o};
 
     HR_ASSERT(model);
     model->arch = (hr_arch){.n_layers = (uint32_t)strlen(o->pattern),

@@ -10,7 +10,8 @@ typedef struct random_model_options {
     uint32_t n_experts, n_experts_used, expert_ffn_dim, n_dense_layers; /* n_experts 0: dense */
     bool conv_bias, norm_topk_prob, use_expert_bias, is_untied;
     float routed_scaling_factor;
-    hr_dtype dtype; /* HR_F32 or HR_BF16 */
+    hr_dtype dtype; /* HR_F32 or HR_BF16; quantised, if the widths allow it, for all but slow_forward */
+    bool is_mixed;  /* every third matrix is BF16 instead */
     uint64_t seed;
 } random_model_options;
 

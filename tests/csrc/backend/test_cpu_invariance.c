@@ -13,7 +13,7 @@
 #include "backend/cpu/cpu_kernels.h"
 #include "csrc/backend/invariance.h"
 
-enum { N = INVARIANCE_TOKENS, MODELS = 4 };
+enum { N = INVARIANCE_TOKENS, MODELS = 6, K_MODEL = 6 };
 
 static random_model_options shape(uint32_t i)
 {
@@ -40,6 +40,33 @@ static random_model_options shape(uint32_t i)
         o.dtype = HR_F32;
         o.conv_length = 2;
         o.is_untied = true;
+    } else if (i == 4) { /* packed: an odd number of blocks a row, experts */
+        o.dtype = HR_Q4_0;
+        o.pattern = "cac";
+        o.hidden_size = 96;
+        o.head_dim = 24;
+        o.n_experts = 8;
+        o.n_experts_used = 2;
+        o.expert_ffn_dim = 32;
+        o.n_dense_layers = 1;
+        o.ffn_dim = 160;
+    } else if (i == 5) { /* packed and plain matrices read the same rows */
+        o.dtype = HR_Q8_0;
+        o.is_mixed = true;
+        o.pattern = "cac";
+        o.hidden_size = 64;
+        o.ffn_dim = 96;
+        o.n_experts = 5;
+        o.n_experts_used = 2;
+        o.expert_ffn_dim = 64;
+        o.n_dense_layers = 2;
+        o.is_untied = true;
+    } else if (i == K_MODEL) { /* wide, so slow on the plain table: one check */
+        o.dtype = HR_Q4_K;
+        o.pattern = "ca";
+        o.hidden_size = 256;
+        o.head_dim = 64;
+        o.ffn_dim = 256;
     }
     return o;
 }
@@ -85,6 +112,17 @@ static void chunks_change_nothing(void **state)
 {
     (void)state;
     each_subject(check_chunks);
+}
+
+static void nor_in_blocks_of_256(void **state)
+{
+    static const uint32_t chunks[] = {1, 16};
+    subject s;
+
+    (void)state;
+    set_up(&s, K_MODEL, false, 3);
+    invariance_check_chunks(&s, chunks, sizeof chunks / sizeof *chunks);
+    invariance_tear_down(&s);
 }
 
 static void strangers_change_nothing(void **state)
@@ -190,10 +228,15 @@ static void wrong_guesses_leave_nothing_behind(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chunks_change_nothing),        cmocka_unit_test(strangers_change_nothing),
-        cmocka_unit_test(a_prefix_hit_changes_nothing), cmocka_unit_test(one_warmup_row_less_is_noticed),
-        cmocka_unit_test(threads_change_nothing),       cmocka_unit_test(threads_change_nothing_in_a_long_context),
-        cmocka_unit_test(a_fork_goes_on_as_its_parent), cmocka_unit_test(wrong_guesses_leave_nothing_behind),
+        cmocka_unit_test(chunks_change_nothing),
+        cmocka_unit_test(nor_in_blocks_of_256),
+        cmocka_unit_test(strangers_change_nothing),
+        cmocka_unit_test(a_prefix_hit_changes_nothing),
+        cmocka_unit_test(one_warmup_row_less_is_noticed),
+        cmocka_unit_test(threads_change_nothing),
+        cmocka_unit_test(threads_change_nothing_in_a_long_context),
+        cmocka_unit_test(a_fork_goes_on_as_its_parent),
+        cmocka_unit_test(wrong_guesses_leave_nothing_behind),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
