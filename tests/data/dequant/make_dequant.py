@@ -6,6 +6,8 @@
 Writes TYPE.bin: u32 blocks, u32 values a block, u32 bytes a block, the blocks, then the values as float32; all little endian.
 Needs numpy and gguf. The blocks: all bits zero, all bits one, the largest finite scales, the smallest subnormal ones,
 infinite ones, negative ones, zero scales with random quants, then random bytes with scales of a usual size, then random bytes.
+Of types in blocks come last, for each special scale, a block with all other bits one and one with all other bits zero: the
+largest and the smallest values that there are.
 """
 import os, sys
 import numpy as np, gguf
@@ -32,6 +34,14 @@ for name, at in SCALES.items():
         for offset in at:
             scales = rng.uniform(-0.05, 0.05, usual.stop - usual.start).astype(np.float16)
             blocks[usual, offset:offset + 2] = scales.view(np.uint8).reshape(-1, 2)
+    if n_values > 1:
+        extreme = np.repeat(np.array([[255], [0]], np.uint8), n_bytes, axis=1)
+        extreme = np.tile(extreme, (len(SPECIAL), 1))
+        for i, half in enumerate(SPECIAL):
+            for offset in at:
+                extreme[2 * i:2 * i + 2, offset:offset + 2] = np.frombuffer(np.uint16(half).tobytes(), np.uint8)
+        blocks = np.concatenate([blocks, extreme])
+        n = len(blocks)
     with np.errstate(all="ignore"):
         if n_values == 1:
             flat = blocks.reshape(-1)
