@@ -120,7 +120,8 @@ typedef struct hr_cpu_kernels {
 extern const hr_cpu_kernels hr_cpu_kernels_plain;
 #ifdef __x86_64__ /* to be called only where hr_cpu_kernels_at says that they are usable */
 extern const hr_cpu_kernels hr_cpu_kernels_avx2, hr_cpu_kernels_avx2_vnni;
-extern const hr_cpu_kernels hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_vnni, hr_cpu_kernels_avx512_bf16;
+extern const hr_cpu_kernels hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_vnni, hr_cpu_kernels_avx512_bf16,
+    hr_cpu_kernels_avx512_amx;
 #endif
 
 /* The best table that this machine grants and that passed its self-test, or plain for exact. HEADRACE_CPU (an

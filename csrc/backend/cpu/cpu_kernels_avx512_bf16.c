@@ -7,6 +7,8 @@
  *
  * vdpbf16ps adds the two products of a lane as sum + (odd pair, then even pair), each step rounded to nearest even,
  * subnormals flushed to zero whatever MXCSR says. It is the same in every tile shape, so the order stays fixed.
+ *
+ * With AMX there is another product of packed matrices, the rest is the same code.
  */
 #include "backend/cpu/cpu_packed.h"
 #include "backend/cpu/cpu_vector_avx512.h"
@@ -63,3 +65,5 @@ static void prepare(const float *x, uint32_t cols, void *prepared)
 
 const hr_cpu_kernels hr_cpu_kernels_avx512_bf16 =
     VECTOR_TABLE("avx512-bf16", hr_cpu_avx512_prepare_int8, hr_cpu_avx512_vnni_linear_packed);
+const hr_cpu_kernels hr_cpu_kernels_avx512_amx =
+    VECTOR_TABLE("avx512-amx", hr_cpu_avx512_prepare_int8, hr_cpu_amx_linear_packed);

@@ -23,6 +23,9 @@ void hr_cpu_avx512_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t en
                                  float *y, size_t y_stride, void *scratch);
 void hr_cpu_avx512_vnni_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows,
                                       uint32_t n_rows, float *y, size_t y_stride, void *scratch);
+/* cpu_packed_amx.c */
+void hr_cpu_amx_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end, const void *rows, uint32_t n_rows,
+                              float *y, size_t y_stride, void *scratch);
 #endif
 
 #endif

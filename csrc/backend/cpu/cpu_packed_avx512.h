@@ -1,5 +1,5 @@
 /* What the files of packed products for AVX-512 share before their inner loop is defined. Included only by
- * cpu_packed_avx512*.c, which are compiled for F, BW, VL and DQ. */
+ * cpu_packed_avx512*.c and cpu_packed_amx.c, which are compiled for F, BW, VL and DQ. */
 #ifndef HR_BACKEND_CPU_CPU_PACKED_AVX512_H
 #define HR_BACKEND_CPU_CPU_PACKED_AVX512_H
 

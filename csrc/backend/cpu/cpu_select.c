@@ -23,6 +23,7 @@ enum {
     NEEDS_AVX512_BF16 = 4,  /* vdpbf16ps */
     NEEDS_AVX_VNNI = 8,     /* vpdpbusd on ymm without AVX-512 */
     NEEDS_AVX512_VNNI = 16, /* vpdpbusd on zmm */
+    NEEDS_AMX = 32,         /* tiles, their int8 products; the system lets us use them */
 };
 
 typedef struct candidate {
@@ -38,6 +39,7 @@ static const candidate candidates[] = {
     {&hr_cpu_kernels_avx512, NEEDS_AVX2 | NEEDS_AVX512},
     {&hr_cpu_kernels_avx512_vnni, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_VNNI},
     {&hr_cpu_kernels_avx512_bf16, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_VNNI | NEEDS_AVX512_BF16},
+    {&hr_cpu_kernels_avx512_amx, NEEDS_AVX2 | NEEDS_AVX512 | NEEDS_AVX512_VNNI | NEEDS_AVX512_BF16 | NEEDS_AMX},
 #endif
 };
 
@@ -49,6 +51,8 @@ static uint32_t chosen;
 
 #ifdef __x86_64__
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static uint64_t read_xcr0(void)
 {
@@ -58,11 +62,20 @@ static uint64_t read_xcr0(void)
     return (uint64_t)high << 32 | low;
 }
 
+/* Tiles are 8 KiB of state a thread, which Linux makes room for only where a process asks for it. */
+static bool are_tiles_granted(uint64_t xcr0)
+{
+    enum { TILE_DATA = 18, REQUEST_PERMISSION = 0x1023 /* ARCH_REQ_XCOMP_PERM */ };
+    const uint64_t tiles = 3u << 17; /* XCR0: 17 their shapes, 18 their data */
+
+    return (xcr0 & tiles) == tiles && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
 static unsigned machine_features(void)
 {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
     enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 };
-    enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5, AVX512_VNNI = 1 << 11 };
+    enum { AVX_VNNI = 1 << 4, AVX512_BF16 = 1 << 5, AVX512_VNNI = 1 << 11, AMX_TILE_INT8 = 3 << 24 };
     const unsigned all_leaf1 = FMA | OSXSAVE | AVX | F16C, avx512vl = 1u << 31;
     const unsigned all_avx512 = (unsigned)AVX512F | (unsigned)AVX512DQ | (unsigned)AVX512BW | avx512vl;
     const uint64_t ymm = 0x06, zmm = 0xE6; /* XCR0: 1 SSE, 2 AVX, 5 masks, 6 and 7 the upper zmm parts */
@@ -86,6 +99,8 @@ static unsigned machine_features(void)
         found |= NEEDS_AVX512_VNNI;
     if (more[0] & AVX512_BF16)
         found |= NEEDS_AVX512_BF16;
+    if ((d & AMX_TILE_INT8) == AMX_TILE_INT8 && are_tiles_granted(saved))
+        found |= NEEDS_AMX;
     return found;
 }
 #else
