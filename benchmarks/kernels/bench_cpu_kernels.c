@@ -159,9 +159,10 @@ static bench_level roof_level(const char *table, const hr_matrix *w)
         {"avx512", BENCH_AVX512, BENCH_BYTES_AVX512},
         {"avx512-vnni", BENCH_AVX512, BENCH_BYTES_AVX512_VNNI},
         {"avx512-bf16", BENCH_AVX512, BENCH_BYTES_AVX512_VNNI},
+        {"avx512-amx", BENCH_AVX512, BENCH_BYTES_AMX},
     };
 
-    if (strcmp(table, "avx512-bf16") == 0 && w->dtype == HR_BF16)
+    if (w->dtype == HR_BF16 && (strcmp(table, "avx512-bf16") == 0 || strcmp(table, "avx512-amx") == 0))
         return BENCH_AVX512_BF16;
     for (size_t i = 0; i < sizeof levels / sizeof levels[0]; i++) {
         if (strcmp(table, levels[i].table) == 0)

@@ -60,6 +60,36 @@ MULTIPLY(multiply_bytes_avx2_vnni, "avx2,avxvnni", __m256i, _mm256_setzero_si256
 MULTIPLY(multiply_bytes_avx512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512(), STEP_BYTES512, 128)
 MULTIPLY(multiply_bytes_avx512_vnni, "avx512f,avx512bw,avx512vnni", __m512i, _mm512_setzero_si512(), STEP_VNNI512, 128)
 
+/* Four tiles of sums, one of each operand at full size. */
+__attribute__((target("amx-tile,amx-int8"))) static double multiply_tiles(size_t n)
+{
+    struct {
+        uint8_t palette, start_row, unused[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config __attribute__((aligned(64))) = {.palette = 1};
+
+    for (int i = 0; i < 6; i++) {
+        config.row_bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+    for (size_t i = 0; i < n; i++) {
+        _tile_dpbssd(0, 4, 5);
+        _tile_dpbssd(1, 4, 5);
+        _tile_dpbssd(2, 4, 5);
+        _tile_dpbssd(3, 4, 5);
+    }
+    _tile_release();
+    return (double)n * 4 * 16 * 16 * 64 * 2;
+}
+
 #endif
 
 static uint64_t read_plain(const unsigned char *at, size_t n)
@@ -119,6 +149,8 @@ double bench_multiply(size_t n, bench_level level)
         return multiply_bytes_avx512(n);
     case BENCH_BYTES_AVX512_VNNI:
         return multiply_bytes_avx512_vnni(n);
+    case BENCH_BYTES_AMX:
+        return multiply_tiles(n / 8);
     default:
         break;
     }

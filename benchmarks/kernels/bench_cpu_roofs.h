@@ -5,7 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Whose instructions: fp32 products, bf16 pairs, or products of bytes (vpmaddubsw without VNNI, vpdpbusd with it). */
+/* Whose instructions: fp32 products, bf16 pairs, or products of bytes (vpmaddubsw without VNNI, vpdpbusd with it,
+ * tdpbssd with AMX). */
 typedef enum bench_level {
     BENCH_PLAIN,
     BENCH_AVX2,
@@ -15,6 +16,7 @@ typedef enum bench_level {
     BENCH_BYTES_AVX2_VNNI,
     BENCH_BYTES_AVX512,
     BENCH_BYTES_AVX512_VNNI,
+    BENCH_BYTES_AMX,
 } bench_level;
 
 /* Reads n bytes (a multiple of 256) once, in order, with the widest loads allowed; returns something that depends on
