@@ -139,15 +139,17 @@ MIXES = {"f16": "F16", "bf16": "BF16", "q4_0": "Q4_0", "q8_0": "Q8_0", "q6_k": "
 FILE_TYPES = {"f16": 1, "bf16": 32, "q4_0": 2, "q8_0": 7, "q6_k": 18, "q4_k_m": 15, "q5_k_m": 17}
 
 
-def type_of(mix, name, layers, is_vector):
+def type_of(mix, name, layers, attention, is_vector):
     """The type of a tensor in a mix: llama.cpp's rules for tied embeddings and for what _M files keep more bits of."""
     if is_vector:
         return "F32"
     if name == "token_embd.weight" and mix.startswith("q"):
         return "Q8_0" if mix == "q8_0" else "Q6_K"
     if mix.endswith("_m") and ("attn_v" in name or "ffn_down" in name):
-        i = int(name.split(".")[1])
-        if i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2:
+        i, n = int(name.split(".")[1]), layers
+        if "attn_v" in name:
+            i, n = attention.index(i), len(attention)
+        if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2:
             return "Q6_K"
     return MIXES[mix]
 
@@ -217,7 +219,7 @@ def write_gguf(shape, path, mix):
     plan = []
     for name, gg, s, fan_in, is_vector in tensors(shape):
         s = (s[0], s[2]) if gg.endswith("shortconv.conv.weight") else s
-        kind = type_of(mix, gg, layers, is_vector)
+        kind = type_of(mix, gg, layers, attention, is_vector)
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         raw = (*s[:-1], s[-1] // block * size) if kind not in ("F32", "F16") else s  # the writer takes the shape in bytes for these
         dtype = np.dtype({"F32": np.float32, "F16": np.float16}.get(kind, np.uint8))
