@@ -1,6 +1,7 @@
-"""CPU kernels beside the machine's measured roofs: builds bench_cpu_kernels and runs it.
+"""CPU kernels beside the machine's measured roofs: builds bench_cpu_kernels (or bench_cpu_attention) and runs it.
 
     run.py [--save] [ARGUMENT...]      arguments go to the program (see --help)
+    run.py attention [ARGUMENT...]
 """
 import json
 import pathlib
@@ -13,8 +14,13 @@ from common import SOURCE, save  # noqa: E402
 if __name__ == "__main__":
     wants_save = "--save" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--save"]
-    subprocess.run(["cmake", "--build", SOURCE / "build" / "release", "--target", "bench_cpu_kernels"], check=True, stdout=subprocess.DEVNULL)
-    program = SOURCE / "build" / "release" / "bin" / "bench_cpu_kernels"
+    name = "bench_cpu_kernels"
+    if arguments[:1] == ["attention"]:
+        name, arguments = "bench_cpu_attention", arguments[1:]
+        if wants_save:
+            sys.exit("--save: attention has no results file")
+    subprocess.run(["cmake", "--build", SOURCE / "build" / "release", "--target", name], check=True, stdout=subprocess.DEVNULL)
+    program = SOURCE / "build" / "release" / "bin" / name
     if wants_save:
         out = subprocess.run([program, "--json", *arguments], check=True, capture_output=True, text=True).stdout
         print(out)
