@@ -190,3 +190,15 @@ def test_special_tokens_of_a_rendered_conversation_are_run_as_such(cli, tmp_path
         assert cli("imatrix", "tiny", "chat", "--out", "out", *flag).returncode == OK
         assert read(tmp_path / "out")[1]["blk.0.ffn_down.weight"][1] == [count + 1]
         assert json.loads(cli("score", "tiny", "chat", "--json", *flag).stdout)["tokens"] == count
+
+
+def test_a_gpu_shows_what_the_cpu_shows(cli, build_dir, tmp_path):
+    """On the emulated CUDA backend: the same rows for every matrix and expert, sums within what bf16 explains."""
+    (tmp_path / "text").write_text("The quick brown fox")
+    assert cli("imatrix", "tiny", "text", "--out", "cpu", "--exact").returncode == OK
+    subprocess.run([build_dir / "bin" / "headrace_emulated", "imatrix", "tiny", "text", "--out", "gpu", "--device", "cuda"], check=True,
+                   cwd=tmp_path, timeout=120, capture_output=True)
+    cpu, gpu = read(tmp_path / "cpu")[1], read(tmp_path / "gpu")[1]
+    assert sorted(cpu) == sorted(gpu)
+    for name, (sums, counts) in cpu.items():
+        assert (gpu[name][1] == counts).all() and numpy.abs(gpu[name][0] - sums).max() <= 0.05 * sums.max(), name
