@@ -194,7 +194,7 @@ typedef struct packer {
     totals sum;
     size_t done; /* bytes of the file */
     /* The piece at hand. */
-    const hr_matrix *from;
+    hr_matrix from;
     bool is_packed; /* else only its scales are looked at */
     uint32_t first_group;
     /* The first thing found wrong in it. */
@@ -220,8 +220,8 @@ static void pack_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
     packer *p = user;
     headrace_error err = {0};
     uint32_t first = p->first_group + begin, last = p->first_group + end, bad_row = 0;
-    headrace_status status = p->is_packed ? hr_pack_groups(p->from, first, last, p->at, &bad_row, &err)
-                                          : check_groups(p->from, first, last, &bad_row, &err);
+    headrace_status status = p->is_packed ? hr_pack_groups(&p->from, first, last, p->at, &bad_row, &err)
+                                          : check_groups(&p->from, first, last, &bad_row, &err);
 
     (void)worker;
     if (status == HEADRACE_OK)
@@ -244,12 +244,12 @@ static headrace_status name_tensor(const packer *p, headrace_error *err)
         *err = p->err;
     for (uint32_t i = 0; file && i < file->n_tensors; i++) {
         const hr_tensor *tensor = &file->tensors[i];
-        uintptr_t begin = (uintptr_t)tensor->data, at = (uintptr_t)p->from->data;
+        uintptr_t begin = (uintptr_t)tensor->data, at = (uintptr_t)p->from.data;
 
         if (at < begin || at - begin >= tensor->n_bytes)
             continue;
         if (tensor->rank > 2) /* experts stand one after the other */
-            (void)hr_prefix(err, p->status, "expert %zu", (size_t)(at - begin) / (p->from->rows * p->from->row_bytes));
+            (void)hr_prefix(err, p->status, "expert %zu", (size_t)(at - begin) / (p->from.rows * p->from.row_bytes));
         return hr_prefix(err, p->status, "%s: tensor '%s'", file->paths[tensor->shard], tensor->name);
     }
     return hr_prefix(err, p->status, "a matrix that lies in no file");
@@ -265,7 +265,7 @@ static headrace_status pack_matrix(void *user, hr_matrix *matrix, bool may_pack,
 
     if (!is_quantised(&from))
         return HEADRACE_OK;
-    p->from = &from;
+    p->from = from;
     p->is_packed = may_pack && !p->options->exact && hr_pack_is_packed(from.dtype);
     HR_ASSERT(!p->is_packed || (size_t)(p->end - p->at) >= hr_pack_bytes(from.dtype, from.rows, from.cols));
     for (uint32_t g = 0; g < n_groups; g += most) {
