@@ -65,6 +65,8 @@ typedef struct hr_output {
     int32_t n_logprobs;                 /* -1: none */
     int32_t score_id;                   /* >= 0: report this id's logprob instead of sampling (prompt logprobs) */
     float *logits;                      /* NULL, or [V]: receives a copy of the raw logits */
+    uint32_t sampling_slot; /* 0: the span's; else 1 + a slot that no span of the step has: where the backend may
+                               describe this row's sampling. That slot's state is left alone */
 } hr_output;
 
 typedef struct hr_batch {
@@ -91,8 +93,9 @@ typedef struct hr_backend hr_backend;
 typedef struct hr_backend_ops {
     const char *name;
     uint32_t max_steps_in_flight; /* steps begun and not waited for: 1 or 2 */
-    /* Counts what penalties look at once a slot: of a span's rows at most one may be sampled with penalties. */
-    bool samples_one_penalised_row;
+    /* Counts what penalties look at once a slot: of a span's rows that are sampled with penalties, each but the first
+     * names a sampling_slot of its own. */
+    bool wants_sampling_slots;
     /* NULL: it computes in the host's memory. Else the memory of a device, of which scratch_bytes (weights included),
      * pages and slots are taken. E_UNSUPPORTED: there is no such device, or it cannot be used, and why. */
     headrace_status (*device_memory)(uint32_t device_index, hr_device_memory *out, headrace_error *err);

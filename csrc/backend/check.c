@@ -60,6 +60,9 @@ static headrace_status check_outputs(const hr_batch_limits *limits, const hr_bat
         if (output->row >= batch->n_rows || (i > 0 && output->row < batch->outputs[i - 1].row))
             return hr_fail(err, HEADRACE_E_ENGINE, "output %u: row %u is out of order or beyond %u rows", i,
                            output->row, batch->n_rows);
+        if (output->sampling_slot > limits->n_slots)
+            return hr_fail(err, HEADRACE_E_ENGINE, "output %u: sampling slot %u of %u", i, output->sampling_slot - 1,
+                           limits->n_slots);
         if (output->score_id >= 0 && (uint32_t)output->score_id >= limits->vocab_size)
             return hr_fail(err, HEADRACE_E_ENGINE, "output %u: scored id %d of a vocabulary of %u", i, output->score_id,
                            limits->vocab_size);

@@ -32,6 +32,12 @@ typedef struct hr_sampling_params {
     const int32_t *stop_ids; /* every id that ends the answer: the model's own (unless ignore_eos) and the request's */
 } hr_sampling_params;
 
+/* Whether the choice depends on the ids before it. */
+static inline bool hr_sampling_has_penalties(const hr_sampling_params *p)
+{
+    return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
+}
+
 /* The ids a penalty looks at. */
 typedef struct hr_history {
     const int32_t *ids; /* prompt, then output */

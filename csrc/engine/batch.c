@@ -38,7 +38,7 @@ static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
     }
     if (!span->samples)
         return;
-    for (uint32_t row = span->n_rows - 1 - span->n_proposed; row < span->n_rows; row++)
+    for (uint32_t row = span->n_rows - 1 - span->n_proposed, i = 0; row < span->n_rows; row++, i++)
         batch->outputs[at++] = (hr_output){
             .row = span->first_row + row,
             .sampling = &sequence->sampling,
@@ -48,6 +48,7 @@ static void fill_outputs(hr_batch *batch, const hr_planned_span *span)
                         .n_pending = n_pending(span)},
             .n_logprobs = sequence->n_logprobs,
             .score_id = -1,
+            .sampling_slot = i > 0 && span->sampling_slot > 0 ? span->sampling_slot + i - 1 : 0,
         };
 }
 

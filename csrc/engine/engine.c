@@ -211,6 +211,7 @@ static headrace_status open_parts(hr_engine *engine, const hr_engine_config *con
         .prefix_caching = !config->disable_prefix_caching,
         .max_steps_in_flight = engine->max_steps_in_flight,
         .speculative_rows = speculates ? hr_engine_speculative_rows(engine) : 0,
+        .n_sampling_slots = speculates && engine->ops->wants_sampling_slots ? limits->max_num_seqs : 0,
     };
     if (!hr_scheduler_init(&engine->scheduler, &scheduler_limits))
         return hr_fail(err, HEADRACE_E_MEMORY,

@@ -492,12 +492,13 @@ static uint32_t take_guess_pages(hr_scheduler *scheduler, hr_sequence *sequence,
 static void add_guesses(hr_scheduler *scheduler, hr_plan *plan)
 {
     uint32_t max_rows = min_u32(scheduler->limits.speculative_rows, scheduler->limits.max_rows);
-    uint32_t moved_by = 0;
+    uint32_t moved_by = 0, slots_left = scheduler->limits.n_sampling_slots;
 
     for (uint32_t i = 0; i < plan->n_spans; i++) {
         hr_planned_span *span = &plan->spans[i];
         hr_sequence *sequence = span->sequence;
         uint32_t n = sequence->n_proposed, n_pages = sequence->n_pages;
+        bool needs_slots = scheduler->limits.n_sampling_slots > 0 && hr_sampling_has_penalties(&sequence->sampling);
 
         span->first_row += moved_by;
         span->first_output += moved_by;
@@ -507,7 +508,12 @@ static void add_guesses(hr_scheduler *scheduler, hr_plan *plan)
         HR_ASSERT(span->samples && span->start >= sequence->n_prompt && sequence->n_total + n < sequence->capacity);
         n = min_u32(n, plan->n_rows < max_rows ? max_rows - plan->n_rows : 0);
         n = min_u32(n, scheduler->limits.max_outputs - plan->n_outputs);
+        n = needs_slots ? min_u32(n, slots_left) : n;
         n = take_guess_pages(scheduler, sequence, span->start + span->n_rows, n);
+        if (needs_slots) {
+            span->sampling_slot = 1 + scheduler->limits.max_seqs + scheduler->limits.n_sampling_slots - slots_left;
+            slots_left -= n;
+        }
         span->n_proposed = n;
         span->n_rows += n;
         moved_by += n;

@@ -34,7 +34,9 @@ typedef struct hr_scheduler_limits {
     bool prefix_caching;
     uint32_t max_steps_in_flight; /* 1 or 2; 0 counts as 1 */
     uint32_t speculative_rows;    /* a step with guesses has at most so many rows in all; 0: no guesses */
-    hr_prefix_hash_fn hash;       /* NULL: the built-in one */
+    uint32_t n_sampling_slots; /* guesses a step that may be sampled with penalties; each has a slot for it, from slot
+                                  max_seqs on. 0: they need none */
+    hr_prefix_hash_fn hash;    /* NULL: the built-in one */
 } hr_scheduler_limits;
 
 /* Consecutive rows of one sequence in the next batch. */
@@ -44,9 +46,10 @@ typedef struct hr_planned_span {
     uint32_t start, n_rows, n_warmup;
     bool is_fresh;
     uint32_t first_output, score_first,
-        n_scores;        /* prompt positions score_first .. whose next id's logprob is wanted */
-    bool samples;        /* the last row's logits give the next token; its output follows the scores */
-    uint32_t n_proposed; /* the last so many rows are guesses, and each samples too, as does the row before them */
+        n_scores;           /* prompt positions score_first .. whose next id's logprob is wanted */
+    bool samples;           /* the last row's logits give the next token; its output follows the scores */
+    uint32_t n_proposed;    /* the last so many rows are guesses, and each samples too, as does the row before them */
+    uint32_t sampling_slot; /* hr_output.sampling_slot of the first guess, those after it count on; 0: none needs one */
 } hr_planned_span;
 
 typedef struct hr_plan {

@@ -78,12 +78,8 @@ uint32_t hr_engine_speculative_rows(const hr_engine *engine)
 
 uint32_t hr_engine_max_guesses(const hr_engine *engine, const hr_submit *submit)
 {
-    const headrace_sampling *s = submit->sampling;
     uint32_t most = engine->speculation.max_guesses;
 
-    if (engine->ops->samples_one_penalised_row &&
-        (s->repetition_penalty != 1.0f || s->presence_penalty != 0.0f || s->frequency_penalty != 0.0f))
-        return 0;
     return submit->limits_guesses && submit->max_guesses < most ? submit->max_guesses : most;
 }
 

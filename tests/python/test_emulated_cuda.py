@@ -46,6 +46,30 @@ def test_answers_are_those_of_the_model(program, greedy_cases):
         assert server.stop() == 0, server.log()
 
 
+LOOKUP = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}'
+
+
+@pytest.mark.parametrize("flags", [["--speculative-config", LOOKUP], ["--model-draft", "tiny", "--draft-max", "3"]])
+def test_guesses_leave_the_answers_as_they_are(program, tiny, greedy_cases, flags):
+    """Greedy answers are the stored ones, drawn and penalised ones those of a server that does not guess."""
+    case = min(greedy_cases, key=lambda case: len(case["prompt_ids"]) + 4 * len(case["output_ids"]))
+    drawn = {"prompt": "one two three one two", "max_tokens": 8, "temperature": 0.8, "seed": 3, "logprobs": 1, "ignore_eos": True}
+    answers = []
+    for more in ([], [str(tiny) if flag == "tiny" else flag for flag in flags]):
+        server = Server(program, "tiny", [*SMALL, *more])
+        try:
+            choice = server.complete(case["prompt_ids"], temperature=0, max_tokens=64, return_token_ids=True)["choices"][0]
+            assert choice["token_ids"] == case["output_ids"]
+            answers.append([server.post("/v1/completions", {**drawn, **fields}).json()["choices"]
+                            for fields in ({}, {"repetition_penalty": 1.3}, {"logit_bias": {"50": 12}})])
+            values = server.metrics()
+            assert bool(more) == (values.get("spec_decode_num_draft_tokens_total", 0) > 0)
+            server.wait_until_idle()
+        finally:
+            assert server.stop() == 0, server.log()
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("call", ["cudaGraphLaunch", "cudaMemcpyAsync", "cudaEventSynchronize"])
 def test_a_fault_on_the_device_ends_streams_with_an_error_and_the_program_with_70(program, call):
     server = Server(program, "tiny", SMALL, {"HEADRACE_TEST_CUDA_FAULT": f"{call}:6"})

@@ -251,7 +251,7 @@ static void read_kv(const hr_backend *backend, uint32_t attention_layer, uint32_
 const hr_backend_ops hr_backend_cuda = {
     .name = "cuda",
     .max_steps_in_flight = HR_CUDA_IN_FLIGHT,
-    .samples_one_penalised_row = true,
+    .wants_sampling_slots = true,
     .device_memory = device_memory,
     .sizes = sizes,
     .open = open_instance,

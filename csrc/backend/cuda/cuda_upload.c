@@ -157,12 +157,19 @@ static bool looks_at_history(const hr_sampling_params *p)
     return p->repetition_penalty != 1.0f || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f;
 }
 
+/* Where a row's sampling parameters and penalty counts lie. */
+static uint32_t sampling_slot(const hr_output *output, const hr_span *span)
+{
+    return output->sampling_slot > 0 ? output->sampling_slot - 1 : span->state_slot;
+}
+
 static headrace_status note_sampling(writer *w, const hr_output *output, const hr_span *span, headrace_error *err)
 {
     hr_cuda_changes *c = &w->cuda->changes;
-    hr_cuda_slot *slot = &w->cuda->slots[span->state_slot];
+    uint32_t at = sampling_slot(output, span);
+    hr_cuda_slot *slot = &w->cuda->slots[at];
     const hr_sampling_params *p = output->sampling;
-    hrk_sampling_update u = {.slot = span->state_slot};
+    hrk_sampling_update u = {.slot = at};
 
     if (slot->sampling_owner == span->sequence)
         return HEADRACE_OK;
@@ -215,28 +222,33 @@ static headrace_status send_history(writer *w, uint32_t slot, const hr_history *
     return HEADRACE_OK;
 }
 
+/* A span's own slot has counted ids that are the sequence's for good, and may lack some; the history of a row with a
+ * slot of its own may hold guesses, and is sent whole each time. */
 static headrace_status note_history(writer *w, const hr_output *output, const hr_span *span, headrace_error *err)
 {
-    hr_cuda_slot *slot = &w->cuda->slots[span->state_slot];
+    uint32_t at = sampling_slot(output, span);
+    hr_cuda_slot *slot = &w->cuda->slots[at];
     const hr_history *h = &output->history;
     uint32_t n_output = h->n_total - h->n_prompt;
 
     if (looks_at_history(output->sampling)) {
-        if (slot->history_owner != span->sequence || slot->history_prompt != h->n_prompt ||
-            slot->history_output != n_output) {
+        bool is_known = slot->history_owner == span->sequence && slot->history_prompt == h->n_prompt &&
+                        slot->history_output <= n_output && output->sampling_slot == 0;
+
+        if (!is_known || slot->history_output < n_output) {
             if (h->n_pending > 0)
                 return hr_fail(err, HEADRACE_E_ENGINE,
-                               "slot %u: %u ids of its history are not known yet, and the GPU does not have them",
-                               span->state_slot, h->n_pending);
-            HR_PASS(send_history(w, span->state_slot, h, 0, h->n_total, err));
+                               "slot %u: %u ids of its history are not known yet, and the GPU does not have them", at,
+                               h->n_pending);
+            HR_PASS(send_history(w, at, h, is_known ? h->n_prompt + slot->history_output : 0, h->n_total, err));
         }
-        slot->history_owner = span->sequence;
+        slot->history_owner = output->sampling_slot == 0 ? span->sequence : 0;
         slot->history_prompt = h->n_prompt;
         slot->history_output = n_output + 1; /* the device counts what it samples */
     } else {
         slot->history_owner = 0;
     }
-    w->cuda->slot_token[span->state_slot] = 0;
+    w->cuda->slot_token[at] = 0;
     return HEADRACE_OK;
 }
 
@@ -284,7 +296,7 @@ static void write_outputs(writer *w, const hr_batch *batch)
         uint32_t n_logprobs = (uint32_t)(output->n_logprobs < HRK_TOP_MAX ? output->n_logprobs + 1 : HRK_TOP_MAX + 1);
 
         to[i] = (hrk_output){.row = output->row,
-                             .slot = batch->spans[w->cuda->row_span[output->row]].state_slot,
+                             .slot = sampling_slot(output, &batch->spans[w->cuda->row_span[output->row]]),
                              .score_id = output->score_id,
                              .n_logprobs = n_logprobs & 0x7f,
                              .draw = (output->history.n_total - output->history.n_prompt) & 0xffffff,
@@ -402,10 +414,12 @@ static headrace_status check_penalised(const writer *w, const hr_batch *batch, u
     uint32_t span = w->cuda->row_span[output->row];
 
     if (i == 0 || !looks_at_history(output->sampling) || !batch->outputs[i - 1].sampling ||
-        w->cuda->row_span[batch->outputs[i - 1].row] != span)
+        w->cuda->row_span[batch->outputs[i - 1].row] != span ||
+        sampling_slot(output, &batch->spans[span]) != sampling_slot(output - 1, &batch->spans[span]))
         return HEADRACE_OK;
-    return hr_fail(err, HEADRACE_E_ENGINE, "span %u: rows %u and %u are both sampled with penalties; a GPU can do one",
-                   span, batch->outputs[i - 1].row, output->row);
+    return hr_fail(err, HEADRACE_E_ENGINE,
+                   "span %u: rows %u and %u are both sampled with penalties, and neither has a slot for it", span,
+                   batch->outputs[i - 1].row, output->row);
 }
 
 static headrace_status note_changes(writer *w, const hr_batch *batch, headrace_error *err)

@@ -139,10 +139,16 @@ static void check_slots_together(const hr_batch *a, const hr_batch *b)
                       (a->spans[i].sequence == b->spans[k].sequence));
 }
 
-static void check_output(const hr_batch *batch, const hr_span *span, const hr_output *output)
+static void check_output(fake_backend *backend, const hr_batch *batch, const hr_span *span, const hr_output *output)
 {
     const hr_history *history = &output->history;
     uint32_t position = span->start_position + (output->row - span->first_row);
+
+    if (output->sampling_slot > 0) { /* nobody else's in this step */
+        HR_ASSERT(output->sampling_slot <= backend->n_slots);
+        HR_ASSERT(backend->slot_used_at[output->sampling_slot - 1] != backend->n_begun + 1);
+        backend->slot_used_at[output->sampling_slot - 1] = backend->n_begun + 1;
+    }
 
     HR_ASSERT(output->row - span->first_row >= span->n_warmup);
     if (output->score_id >= 0)
@@ -168,7 +174,7 @@ static void check_batch(fake_backend *backend, const hr_batch *batch)
         row += batch->spans[i].n_rows;
         for (; output < batch->n_outputs && batch->outputs[output].row < row; output++) {
             HR_ASSERT(output == 0 || batch->outputs[output - 1].row < batch->outputs[output].row);
-            check_output(batch, &batch->spans[i], &batch->outputs[output]);
+            check_output(backend, batch, &batch->spans[i], &batch->outputs[output]);
         }
     }
     HR_ASSERT(row == batch->n_rows && output == batch->n_outputs);

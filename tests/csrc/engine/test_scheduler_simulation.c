@@ -93,6 +93,7 @@ static void open_simulation(simulation *sim, uint64_t seed, uint32_t missing_war
     if (seed % 4 == 2) {
         sim->limits.speculative_rows = 1 + draw(sim, 40);
         sim->right_percent = draw(sim, 3) ? draw(sim, 101) : 100;
+        sim->limits.n_sampling_slots = draw(sim, 2) ? sim->limits.max_seqs : 0;
     }
     sim->limits.hash = draw(sim, 4) == 0 ? colliding_hash : NULL;
     sim->max_len = sim->limits.n_pages * sim->limits.page_tokens;
