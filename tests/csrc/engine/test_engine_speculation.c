@@ -20,7 +20,13 @@
 #define HR_SPECULATION_REQUESTS 24
 #endif
 
-enum { N_REQUESTS = HR_SPECULATION_REQUESTS, N_PROMPT_MAX = 96, PAGE_TOKENS = 16, POSITIONS_MAX = 160, STATE_MAX = 4 * 256 * 2 };
+enum {
+    N_REQUESTS = HR_SPECULATION_REQUESTS,
+    N_PROMPT_MAX = 96,
+    PAGE_TOKENS = 16,
+    POSITIONS_MAX = 160,
+    STATE_MAX = 4 * 256 * 2
+};
 
 static const hr_backend_ops *ops = &hr_backend_cpu;
 static hr_model *model, *tiny, *dense, *moe;
