@@ -32,8 +32,10 @@ static int run_windows(calibration *c, const int32_t *ids, size_t n_ids, uint32_
     int32_t *rows = calloc(window, sizeof *rows);
     uint64_t began_us = hr_now_us();
     headrace_error err = {0};
-    int code = rows ? HR_EXIT_OK : hr_out_of_memory();
+    int code = HR_EXIT_OK;
 
+    if (!rows)
+        return hr_out_of_memory();
     for (size_t at = 0; at < n_ids && code == HR_EXIT_OK; at += step) {
         size_t n = n_ids - at < step ? n_ids - at : step, first = window - step;
 

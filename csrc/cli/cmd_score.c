@@ -128,7 +128,9 @@ static int score_text(scoring *s, const int32_t *ids, size_t n_ids)
     }
     s->max_ids = n_ids < window ? n_ids + 1 : window;
     rows = calloc(s->max_ids, sizeof *rows);
-    code = rows ? open_computing(s) : hr_out_of_memory();
+    if (!rows)
+        return hr_out_of_memory();
+    code = open_computing(s);
     for (size_t at = 0; at < n_ids && code == HR_EXIT_OK; at += window - 1) {
         size_t n = n_ids - at < window - 1 ? n_ids - at : window - 1;
 
