@@ -1,6 +1,6 @@
 """What each weight format costs in quality, on the embedded model: `headrace convert`, then how far the result is from the original.
 
-    quality.py [--types q8_0,q4_k_m] [--part BYTES] [--no-exact] [--no-tasks] [--save]
+    quality.py [--types q8_0,q4_k_m] [--part BYTES] [--no-exact] [--no-tasks] [--save] | --show
 
 The base of every comparison is the original (BF16 weights) by the plain fp32 path. Two paths are measured against it: the plain
 one, which shows what the weights alone lost, and the default one, which also rounds activations to int8 (with quantised
@@ -118,7 +118,12 @@ def main():
     parser.add_argument("--no-exact", action="store_true", help="only the default path")
     parser.add_argument("--no-tasks", action="store_true")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--show", action="store_true", help="measure nothing: print the table of the saved results")
     arguments = parser.parse_args()
+    if arguments.show:
+        saved = json.loads((SOURCE / "benchmarks" / "results" / "quality.json").read_text())
+        print("\n".join([HEADER, *map(line, saved["results"])]))
+        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
