@@ -23,9 +23,6 @@ void hr_pace_note(hr_pace *pace, uint32_t n_proposed, uint32_t n_accepted)
 {
     uint32_t n_over;
 
-    pace->n_drafts++;
-    pace->n_proposed += n_proposed;
-    pace->n_accepted += n_accepted;
     pace->next = n_accepted == n_proposed ? 2 * pace->next : n_accepted + 1;
     if (pace->next > pace->max)
         pace->next = pace->max;

@@ -12,10 +12,9 @@ enum {
 };
 
 typedef struct hr_pace {
-    uint32_t max, next;                        /* guesses a step: at most, and in the next one that has any */
-    uint32_t n_misses;                         /* steps since a guess was right */
-    uint32_t rest;                             /* steps still to go without guesses */
-    uint64_t n_drafts, n_proposed, n_accepted; /* steps that had guesses, guesses, right guesses */
+    uint32_t max, next; /* guesses a step: at most, and in the next one that has any */
+    uint32_t n_misses;  /* steps since a guess was right */
+    uint32_t rest;      /* steps still to go without guesses */
 } hr_pace;
 
 void hr_pace_start(hr_pace *pace, uint32_t max);
