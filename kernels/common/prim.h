@@ -17,7 +17,7 @@
 //   cp.async       cp_async16(smem, global, pred = true): false writes zeros  cp_async_commit()  cp_async_wait<N>()
 //   matrices       ldmatrix_x4(r, p)  ldmatrix_x4_trans(r, p)  stmatrix_x4(p, r)  stmatrix_x4_trans(p, r)
 //                  mma_bf16_16816(d, a, b): d += a b, fp32
-//   wgmma          wgmma_fence()  wgmma_commit()  wgmma_wait<N>()  wgmma_wait<N>(acc)
+//   wgmma          wgmma_fence()  wgmma_commit()  wgmma_wait<N>()  wgmma_wait<N>(acc)  wgmma_wait<N>(a_regs)
 //                  wgmma_bf16<N>(acc, desc_a, desc_b, scale_d): m64nNk16, both operands K-major in shared memory; acc[N / 2]
 //                  wgmma_bf16_ra<N>(acc, a_regs, desc_b, scale_d): A from registers
 //                  wgmma_bf16_tb<N>(acc, a_regs, desc_b, scale_d): A from registers, B MN-major (V of attention)

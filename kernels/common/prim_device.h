@@ -247,6 +247,14 @@ template <int N, int R> HRK_PRIM void wgmma_wait(float (&acc)[R])
     for (int i = 0; i < R; i++)
         asm volatile("" : "+f"(acc[i])::"memory");
 }
+// Registers of A pass through the wait for the wgmma that read them: none of them gets another use before it.
+template <int N> HRK_PRIM void wgmma_wait(uint32_t (&a)[4])
+{
+    wgmma_wait<N>();
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        asm volatile("" : "+r"(a[i])::"memory");
+}
 // A K-major tile of 128-byte rows: 8-row groups 1024 bytes apart, 128-byte swizzle. The stride along K is not used.
 HRK_PRIM uint64_t desc_128b(const void *smem)
 {

@@ -600,7 +600,7 @@ __device__ __forceinline__ void consume_quantised(const Block<S> &b, const Probl
                         prim::wgmma_commit();
                         if (g == 0 && q == 0 && j == 0 && k == begin_at)
                             epilogue.begin(tile, lane);
-                        prim::wgmma_wait<1>();
+                        prim::wgmma_wait<1>(a[(q + 1) % 2]);
                         if (g == 0 && q == 0 && j == 0 && before < (uint32_t)S::STAGES) {
                             __syncwarp(); // all lanes have read the stage before
                             if (lane.lane == 0)
@@ -612,6 +612,7 @@ __device__ __forceinline__ void consume_quantised(const Block<S> &b, const Probl
             before = at.stage;
             at.advance();
         }
+        prim::wgmma_wait<0>(a[(K_BLOCK / 16 - 1) % 2]);
 #pragma unroll
         for (int g = 0; g < S::ACCS; g++)
             prim::wgmma_wait<0>(acc[g]);

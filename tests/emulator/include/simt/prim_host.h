@@ -230,6 +230,10 @@ template <int N, int R> inline void wgmma_wait(float (&)[R], SIMT_HERE)
 {
     simt::wgmma_wait(N, w);
 }
+template <int N> inline void wgmma_wait(uint32_t (&)[4], SIMT_HERE)
+{
+    simt::wgmma_wait(N, w);
+}
 inline uint64_t desc_128b(const void *smem, SIMT_HERE)
 {
     return simt::wgmma_descriptor(smem, 16, w);
