@@ -16,7 +16,7 @@
 #include "backend/cuda/cuda.h"
 #include "format/quantize.h"
 
-enum { N = 40 };
+enum { N = 24 };
 
 /* Heads of 64, as every published model has: all fused kernels apply. */
 static random_model_options mixture(void)
@@ -159,7 +159,6 @@ static void every_format_gives_the_logits_of_its_decoded_weights(void **state)
     (void)state;
     check(&o, HR_Q4_K, HR_Q6_K, HR_Q4_K, 50, 9);
     check(&o, HR_Q5_K, HR_Q8_0, HR_Q5_K, 55, 0);
-    check(&o, HR_Q8_0, HR_Q8_0, HR_Q8_0, 65, 1);
     check(&o, HR_Q4_0, HR_Q4_0, HR_Q4_0, 45, 17);
 }
 
@@ -183,8 +182,7 @@ static void unfused_operators_take_quantised_weights(void **state)
 
 static void real_files_give_the_logits_of_their_decoded_weights(void **state)
 {
-    static const char *const names[] = {"dense_256-q4_k", "dense_256-q5_k",  "dense_256-q6_k", "moe_256-q4_k_m",
-                                        "moe_tiny-q4_0",  "dense_tiny-q8_0", "dense_tiny-q4_0"};
+    static const char *const names[] = {"dense_256-q5_k", "moe_256-q4_k_m", "moe_tiny-q4_0", "dense_tiny-q8_0"};
 
     (void)state;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -289,5 +287,8 @@ int main(void)
         cmocka_unit_test(a_scale_that_is_not_finite_is_refused),
     };
 
+    /* Steps are few, recording graphs for all classes of them is not. */
+    if (setenv("HEADRACE_CUDA_GRAPHS", "0", 1) != 0)
+        return 1;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
