@@ -6,6 +6,7 @@
 #include "engine_client.h"
 
 #include "base/rng.h"
+#include "base/status.h"
 #include "engine/proposer.h"
 
 #include <setjmp.h>
@@ -480,6 +481,217 @@ static void states_after_wrong_guesses_are_those_of_the_plain_run(void **state)
     ops = &hr_backend_cpu;
 }
 
+/* ---------------------------------------------------------------- what goes wrong on the way */
+
+enum { BAD_AT = 9 }; /* the output whose logits are bad: neither the first nor the last of a step of six */
+
+static headrace_status wait_and_spoil(hr_backend *backend, headrace_error *err)
+{
+    headrace_status status = hr_backend_cpu.step_wait(backend, err);
+    hr_batch *batch = hr_backend_cpu.batch(backend, 0);
+
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        const hr_history *history = &batch->outputs[i].history;
+
+        if (batch->outputs[i].sampling && history->n_total - history->n_prompt == BAD_AT)
+            batch->samples[i].is_bad = true;
+    }
+    return status;
+}
+
+static void bad_logits_end_an_answer_where_they_would_without_guesses(void **state)
+{
+    knowing proposer = {.base = {.ops = &knowing_ops}, .kind = ALL_RIGHT};
+    hr_speculation speculation[] = {{0}, {.max_guesses = 5, .proposer = &proposer.base}};
+    hr_backend_ops spoiling = hr_backend_cpu;
+    hr_submit what;
+
+    (void)state;
+    prepare(tiny);
+    assert_true(plain[3].n_ids > BAD_AT + 1);
+    what = submit_of(&mixed[3]);
+    spoiling.step_wait = wait_and_spoil;
+    ops = &spoiling;
+    for (uint32_t i = 0; i < 2; i++) {
+        hr_engine *engine = open_engine(&speculation[i], 400, 128);
+        client_answer answer;
+        headrace_stats stats;
+
+        assert_int_equal(client_ask(engine, &what, &answer), HEADRACE_OK);
+        assert_int_equal(answer.finish, HEADRACE_FINISH_ERROR);
+        assert_int_equal(answer.n_ids, BAD_AT);
+        assert_memory_equal(answer.ids, plain[3].ids, BAD_AT * sizeof answer.ids[0]);
+        assert_memory_equal(answer.logprobs, plain[3].logprobs, BAD_AT * sizeof answer.logprobs[0]);
+        stats = close_engine(engine);
+        assert_int_equal(stats.nan_logits, 1);
+        assert_int_equal(stats.generation_tokens, BAD_AT);
+        assert_true(i == 0 || stats.steps < BAD_AT / 2);
+    }
+    ops = &hr_backend_cpu;
+}
+
+static uint32_t n_opened, n_draft_steps;
+static const hr_backend *draft_instance;
+
+static headrace_status open_second_in_vain(const hr_model *which, const hr_backend_options *options, uint32_t n_pages,
+                                           uint32_t n_slots, hr_backend **out, headrace_error *err)
+{
+    if (++n_opened == 2)
+        return hr_fail(err, HEADRACE_E_MEMORY, "no memory for another");
+    return hr_backend_cpu.open(which, options, n_pages, n_slots, out, err);
+}
+
+static headrace_status open_and_note(const hr_model *which, const hr_backend_options *options, uint32_t n_pages,
+                                     uint32_t n_slots, hr_backend **out, headrace_error *err)
+{
+    headrace_status status = hr_backend_cpu.open(which, options, n_pages, n_slots, out, err);
+
+    if (++n_opened == 2)
+        draft_instance = *out;
+    return status;
+}
+
+static headrace_status begin_unless_fourth_of_draft(hr_backend *backend, hr_batch *batch, headrace_error *err)
+{
+    if (backend == draft_instance && ++n_draft_steps == 4)
+        return hr_fail(err, HEADRACE_E_ENGINE, "injected fault");
+    return hr_backend_cpu.step_begin(backend, batch, err);
+}
+
+static void a_draft_model_without_memory_is_an_error_of_open(void **state)
+{
+    hr_backend_ops failing = hr_backend_cpu;
+    headrace_error err = {0};
+    hr_engine *engine;
+
+    (void)state;
+    failing.open = open_second_in_vain;
+    n_opened = 0;
+    assert_int_equal(hr_engine_open(&(hr_engine_config){.model = tiny,
+                                                        .backend_ops = &failing,
+                                                        .max_model_len = 64,
+                                                        .max_num_seqs = 2,
+                                                        .speculation = {.max_guesses = 2, .draft_model = tiny}},
+                                    &engine, &err),
+                     HEADRACE_E_MEMORY);
+    assert_null(engine);
+    assert_string_equal(err.message, "no memory for another");
+    assert_int_equal(n_opened, 2);
+}
+
+static void a_draft_model_that_fails_ends_answers_with_an_error_after_right_tokens(void **state)
+{
+    hr_backend_ops failing = hr_backend_cpu;
+    headrace_stats stats;
+    client_answer answer;
+    hr_engine *engine;
+    hr_submit what;
+
+    (void)state;
+    prepare(tiny);
+    failing.open = open_and_note;
+    failing.step_begin = begin_unless_fourth_of_draft;
+    n_opened = n_draft_steps = 0;
+    ops = &failing;
+    engine = open_engine(&(hr_speculation){.max_guesses = 3, .draft_model = tiny}, 400, 128);
+    what = submit_of(&mixed[3]);
+    assert_int_equal(client_ask(engine, &what, &answer), HEADRACE_OK);
+    assert_int_equal(answer.finish, HEADRACE_FINISH_ERROR);
+    assert_int_equal(answer.error, HEADRACE_E_ENGINE);
+    assert_int_equal(answer.n_ids, 5); /* one, then three right guesses and one more; the next round failed */
+    assert_memory_equal(answer.ids, plain[3].ids, answer.n_ids * sizeof answer.ids[0]);
+    hr_engine_get_stats(engine, &stats);
+    assert_false(stats.healthy);
+    assert_int_equal(stats.n_pages_used, 0);
+    hr_engine_close(engine);
+    ops = &hr_backend_cpu;
+}
+
+/* ---------------------------------------------------------------- pages and slots that others look at */
+
+/* A second question repeats the first with its answer, whose pages were filled by guesses. */
+static void what_guesses_left_in_the_cache_serves_the_next_question(void **state)
+{
+    uint64_t n_cached = 0, n_prompt = 0;
+
+    (void)state;
+    prepare(tiny);
+    for (uint32_t i = 0; i < 8; i++) {
+        knowing proposer = {.base = {.ops = &knowing_ops}, .kind = SOME_RIGHT};
+        hr_speculation speculation[] = {{0}, {.max_guesses = 5, .proposer = &proposer.base}};
+        int32_t prompt[N_PROMPT_MAX + CLIENT_TOKENS_MAX];
+        hr_submit first = submit_of(&mixed[i]), second = first;
+        client_answer answers[2], answer;
+
+        second.prompt_ids = prompt;
+        second.n_prompt = first.n_prompt + plain[i].n_ids;
+        memcpy(prompt, first.prompt_ids, first.n_prompt * sizeof *prompt);
+        memcpy(prompt + first.n_prompt, plain[i].ids, plain[i].n_ids * sizeof *prompt);
+        for (uint32_t k = 0; k < 2; k++) { /* without the first question, and after it */
+            hr_engine *engine = open_engine(&speculation[k], 400, 128);
+            headrace_stats stats;
+
+            if (k == 1) {
+                assert_int_equal(client_ask(engine, &first, &answer), HEADRACE_OK);
+                assert_memory_equal(&answer, &plain[i], sizeof answer);
+            }
+            assert_int_equal(client_ask(engine, &second, &answers[k]), HEADRACE_OK);
+            stats = close_engine(engine);
+            n_cached += stats.prompt_tokens_cached;
+            n_prompt += k == 1 ? first.n_prompt : 0;
+        }
+        assert_memory_equal(&answers[1], &answers[0], sizeof answer);
+    }
+    assert_true(n_cached > n_prompt); /* pages of answers too */
+}
+
+static uint32_t n_borrowed;
+
+/* As a GPU needs it: penalised rows of a span describe their sampling in slots that nobody else has in the step. */
+static headrace_status begin_with_slots_checked(hr_backend *backend, hr_batch *batch, headrace_error *err)
+{
+    bool is_taken[2 * 16] = {false};
+    uint32_t span = 0;
+
+    for (uint32_t i = 0; i < batch->n_spans; i++)
+        is_taken[batch->spans[i].state_slot] = true;
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        const hr_output *output = &batch->outputs[i];
+        bool is_first = i == 0 || output->row >= batch->spans[span].first_row + batch->spans[span].n_rows;
+
+        while (output->row >= batch->spans[span].first_row + batch->spans[span].n_rows)
+            span++;
+        HR_ASSERT(output->sampling);
+        HR_ASSERT((output->sampling_slot > 0) == (!is_first && hr_sampling_has_penalties(output->sampling)));
+        if (output->sampling_slot == 0)
+            continue;
+        HR_ASSERT(output->sampling_slot <= sizeof is_taken && !is_taken[output->sampling_slot - 1]);
+        is_taken[output->sampling_slot - 1] = true;
+        n_borrowed++;
+    }
+    return hr_backend_cpu.step_begin(backend, batch, err);
+}
+
+static void penalised_guesses_have_slots_of_their_own(void **state)
+{
+    hr_backend_ops with_slots = hr_backend_cpu;
+
+    (void)state;
+    model = tiny;
+    make_mixed();
+    for (uint32_t i = 0; i < N_REQUESTS; i++)
+        mixed[i].sampling.presence_penalty = i % 4 ? 0.5f : mixed[i].sampling.presence_penalty;
+    (void)run(&(hr_speculation){0}, 400, 128, plain);
+    with_slots.wants_sampling_slots = true;
+    with_slots.step_begin = begin_with_slots_checked;
+    ops = &with_slots;
+    n_borrowed = 0;
+    (void)guess_knowingly(SOME_RIGHT, 400, 128);
+    (void)guess_knowingly(ALL_RIGHT, 16, 64);
+    assert_true(n_borrowed > N_REQUESTS);
+    ops = &hr_backend_cpu;
+}
+
 /* ---------------------------------------------------------------- what is refused */
 
 static void refused(const hr_speculation *speculation, const char *param, const char *part)
@@ -546,6 +758,11 @@ int main(void)
         cmocka_unit_test(choices_with_guesses_equal_choices_without),
         cmocka_unit_test(a_request_may_ask_for_fewer_guesses_or_none),
         cmocka_unit_test(states_after_wrong_guesses_are_those_of_the_plain_run),
+        cmocka_unit_test(bad_logits_end_an_answer_where_they_would_without_guesses),
+        cmocka_unit_test(a_draft_model_without_memory_is_an_error_of_open),
+        cmocka_unit_test(a_draft_model_that_fails_ends_answers_with_an_error_after_right_tokens),
+        cmocka_unit_test(what_guesses_left_in_the_cache_serves_the_next_question),
+        cmocka_unit_test(penalised_guesses_have_slots_of_their_own),
         cmocka_unit_test(what_cannot_be_is_refused_by_name),
         cmocka_unit_test(the_info_says_who_guesses_and_what_it_takes),
     };
