@@ -189,8 +189,8 @@ void hr_engine_options_from(const hr_options *options, headrace_engine_options *
     out->gpu_memory_utilization = hr_option_real(options, "gpu-memory-utilization");
 }
 
-/* The library names its own field; here it goes by the name of the flag. */
-static void name_flag(headrace_error *err)
+/* The library names its own field; here it goes by the name of the flag, of two that set it the one that was given. */
+static void name_flag(const hr_options *options, headrace_error *err)
 {
     static const char *const others[][2] = {{"page_tokens", "block-size"},
                                             {"n_threads", "threads"},
@@ -199,6 +199,7 @@ static void name_flag(headrace_error *err)
                                             {"prompt_lookup_max", "speculative-config"},
                                             {"prompt_lookup_min", "speculative-config"},
                                             {"draft_model", "model-draft"}};
+    bool has_config = hr_option_text(options, "speculative-config") != NULL;
     size_t len = strlen(err->message);
     char flag[sizeof err->param];
 
@@ -208,6 +209,8 @@ static void name_flag(headrace_error *err)
         if (strcmp(err->param, others[i][0]) == 0)
             (void)snprintf(flag, sizeof flag, "%s", others[i][1]);
     }
+    if (has_config && (strcmp(flag, "draft-max") == 0 || strcmp(flag, "model-draft") == 0))
+        (void)snprintf(flag, sizeof flag, "speculative-config");
     (void)snprintf(err->message + len, sizeof err->message - len, " (--%s)", flag);
 }
 
@@ -221,7 +224,7 @@ int hr_open_engine(const hr_options *options, headrace_model *model, const headr
         return HR_EXIT_OK;
     }
     if (err.status == HEADRACE_E_ARGUMENT && err.param[0])
-        name_flag(&err);
+        name_flag(options, &err);
     return hr_report(&err);
 }
 

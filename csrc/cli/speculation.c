@@ -41,7 +41,7 @@ static bool read_entry(wish *out, const char *key, const json_t *value, char mes
             *known[i].text = json_string_value(value);
             return true;
         }
-        if (known[i].number && json_is_integer(value) && number >= 1 && number <= 1000) {
+        if (known[i].number && json_is_integer(value) && number >= 1 && number <= UINT32_MAX) {
             *known[i].number = (uint32_t)number;
             return true;
         }

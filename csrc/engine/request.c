@@ -256,7 +256,7 @@ bool hr_request_take(hr_request *request, hr_token_event *event)
     for (uint32_t i = 0; i < request->n_choices; i++) {
         uint32_t index = request->cursor;
 
-        /* Choice by choice in turn: within a step all choices get one token, so this is the order in which they were
+        /* Choice by choice in turn: where a step gives each choice one token, this is the order in which they were
          * made. */
         request->cursor = index + 1 < request->n_choices ? index + 1 : 0;
         if (take_from_choice(request, index, event))

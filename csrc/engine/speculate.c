@@ -57,6 +57,10 @@ headrace_status hr_speculation_check(const hr_speculation *asked, const hr_model
         out->lookup_max = out->lookup_min = 0;
         return HEADRACE_OK;
     }
+    if (asked->lookup_min > HR_LOOKUP_LENGTH_MAX)
+        return hr_fail_param(err, HEADRACE_E_ARGUMENT, "prompt_lookup_min",
+                             "prompt_lookup_min: %" PRIu32 " is outside 1..%d", asked->lookup_min,
+                             HR_LOOKUP_LENGTH_MAX);
     if (out->lookup_max == 0)
         out->lookup_max = out->lookup_min > LOOKUP_MAX ? out->lookup_min : LOOKUP_MAX;
     if (out->lookup_min == 0)

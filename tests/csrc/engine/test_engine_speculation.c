@@ -716,6 +716,7 @@ static void what_cannot_be_is_refused_by_name(void **state)
     refused(&(hr_speculation){.lookup_max = 3}, "num_speculative_tokens", "is 0, but prompt_lookup_max");
     refused(&(hr_speculation){.draft_model = tiny}, "num_speculative_tokens", "is 0, but draft_model");
     refused(&(hr_speculation){.max_guesses = 2, .lookup_max = 17}, "prompt_lookup_max", "17 is outside 1..16");
+    refused(&(hr_speculation){.max_guesses = 2, .lookup_min = 20}, "prompt_lookup_min", "20 is outside 1..16");
     refused(&(hr_speculation){.max_guesses = 2, .lookup_max = 2, .lookup_min = 3}, "prompt_lookup_min", "3 is above");
     refused(&(hr_speculation){.max_guesses = 2, .draft_model = dense}, "draft_model", "512 ids");
 }
