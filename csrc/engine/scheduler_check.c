@@ -24,7 +24,7 @@ static const char *check_progress(const hr_sequence *sequence)
 
 static const char *check_holder(const hr_scheduler *scheduler, const hr_sequence *sequence)
 {
-    uint32_t page_tokens = scheduler->limits.page_tokens;
+    uint32_t page_tokens = scheduler->limits.page_tokens, n_known = sequence->n_run + sequence->n_repeat;
 
     if (sequence->state_slot >= scheduler->slots.n_slots || !scheduler->slots.is_taken[sequence->state_slot])
         return "a running sequence has no slot";
@@ -33,6 +33,10 @@ static const char *check_holder(const hr_scheduler *scheduler, const hr_sequence
     if (sequence->n_pages < hr_pages_for(sequence->next_row, page_tokens) ||
         (sequence->n_repeat > 0 && sequence->n_pages < hr_pages_for(sequence->warmup_end, page_tokens)))
         return "a sequence has run rows without pages";
+    if (n_known < sequence->warmup_end)
+        n_known = sequence->warmup_end; /* pages from the cache */
+    if (n_known > sequence->n_total || (uint64_t)sequence->n_published * page_tokens > n_known)
+        return "a page was published before all of its ids were known";
     return NULL;
 }
 
