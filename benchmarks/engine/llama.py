@@ -11,7 +11,7 @@ Figures (tokens/s):
   prefill, prefill2048   a prompt of 512, of 2048 tokens
   decode                 one stream, 128 tokens after the prompt of 512
   streams8, streams32    all streams' tokens together: 16 prompt and 64 generated tokens each
-  depth                  decode of one stream after 8192 tokens beside decode after 1: the first over the second, of each engine
+  depth                  decode of one stream after 8192 tokens over decode after 1, of headrace alone (llama.cpp takes minutes for the prompt)
 and the largest resident set of both (memory of a prompt of 512 and 128 tokens more), which counts mapped files too.
 """
 import argparse
@@ -77,15 +77,13 @@ class Peer:
         return {"prefill": next(r["avg_ts"] for r in rows if r["n_prompt"]), "decode": next(r["avg_ts"] for r in rows if r["n_gen"])}
 
     def prefill2048(self):
-        return {"prefill2048": llama_bench(self.programs, self.model, self.threads, "-p", "2048", "-n", "0")[0][0]["avg_ts"]}
+        return {"prefill2048": llama_bench(self.programs, self.model, self.threads, "-p", "2048", "-n", "0", "--no-warmup")[0][0]["avg_ts"]}
 
     def streams(self, n):
         return {f"streams{n}": llama_streams(self.programs, self.model, self.threads, n)}
 
     def depth(self):
-        rows = llama_bench(self.programs, self.model, self.threads, "-p", "0", "-n", "32", "-d", "0,8192")[0]
-        near, far = (next(r["avg_ts"] for r in rows if r["n_depth"] == d) for d in (0, 8192))
-        return {"depth": far / near}
+        return {}
 
 
 class Ours(Peer):
@@ -137,12 +135,13 @@ def compare(programs, shape, kind, figures, rounds, threads):
                 for figure, value in run(side, method).items():
                     taken[name].setdefault(figure, []).append(value)
     result = {"shape": shape, "format": kind, "threads": threads, "rounds": rounds, "compute": ours.compute, "figures": taken,
-              "ratio": {f: median(taken["headrace"][f]) / median(taken["llama.cpp"][f]) for f in taken["headrace"]},
+              "ratio": {f: median(taken["headrace"][f]) / median(taken["llama.cpp"][f]) for f in taken["llama.cpp"]},
               "resident_bytes": {"llama.cpp": peer.resident, "headrace": ours.resident, "headrace, anonymous": ours.anonymous}}
     print(f"\n{shape} {kind}, {threads} threads, {ours.compute}, median of {rounds} (min to max)")
-    for figure, ratio in result["ratio"].items():
-        sides = "".join(f"{name:>12} {median(v[figure]):8.2f} ({min(v[figure]):.2f}-{max(v[figure]):.2f})" for name, v in taken.items())
-        print(f"{figure:<12}{sides:<80}{ratio:6.2f}x")
+    for figure in taken["headrace"]:
+        sides = "".join(f"{name:>12} {median(v[figure]):8.2f} ({min(v[figure]):.2f}-{max(v[figure]):.2f})" for name, v in taken.items() if figure in v)
+        ratio = result["ratio"].get(figure)
+        print(f"{figure:<12}{sides:<80}" + (f"{ratio:6.2f}x" if ratio else ""))
     if peer.resident:
         print(f"{'resident':<12}{'llama.cpp':>12} {peer.resident / 2**20:8.0f} MiB{'headrace':>16} {ours.resident / 2**20:8.0f} MiB "
               f"(anonymous {ours.anonymous / 2**20:.0f}){'':<16}{ours.resident / peer.resident:6.2f}x", flush=True)
