@@ -607,6 +607,29 @@ static void a_draft_model_that_fails_ends_answers_with_an_error_after_right_toke
     ops = &hr_backend_cpu;
 }
 
+/* A pool that holds one or two of them serves many: the draft model's pages come back too. */
+static void a_draft_model_guesses_for_every_request_of_a_long_row(void **state)
+{
+    uint64_t n_before = 0;
+    hr_engine *engine;
+
+    (void)state;
+    prepare(tiny);
+    engine = open_engine(&(hr_speculation){.max_guesses = 3, .draft_model = tiny}, 16, 128);
+    for (uint32_t i = 0; i < 3 * N_REQUESTS; i++) {
+        hr_submit what = submit_of(&mixed[i % N_REQUESTS]);
+        client_answer answer;
+        headrace_stats stats;
+
+        assert_int_equal(client_ask(engine, &what, &answer), HEADRACE_OK);
+        assert_memory_equal(&answer, &plain[i % N_REQUESTS], sizeof answer);
+        hr_engine_get_stats(engine, &stats);
+        assert_true(answer.n_ids < 3 || stats.spec_draft_tokens > n_before);
+        n_before = stats.spec_draft_tokens;
+    }
+    (void)close_engine(engine);
+}
+
 /* ---------------------------------------------------------------- pages and slots that others look at */
 
 /* A second question repeats the first with its answer, whose pages were filled by guesses. */
@@ -762,6 +785,7 @@ int main(void)
         cmocka_unit_test(bad_logits_end_an_answer_where_they_would_without_guesses),
         cmocka_unit_test(a_draft_model_without_memory_is_an_error_of_open),
         cmocka_unit_test(a_draft_model_that_fails_ends_answers_with_an_error_after_right_tokens),
+        cmocka_unit_test(a_draft_model_guesses_for_every_request_of_a_long_row),
         cmocka_unit_test(what_guesses_left_in_the_cache_serves_the_next_question),
         cmocka_unit_test(penalised_guesses_have_slots_of_their_own),
         cmocka_unit_test(what_cannot_be_is_refused_by_name),
