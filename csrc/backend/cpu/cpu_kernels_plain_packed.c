@@ -228,3 +228,76 @@ void hr_cpu_plain_linear_packed(const hr_matrix *w, uint32_t begin, uint32_t end
                 output(w, (const byte *)w->data + o / HR_PACK_ROWS * group_bytes, o % HR_PACK_ROWS, &x);
     }
 }
+
+/* Columns of one sub-block back as hr_dequantize has them: step q - offset, the same roundings. */
+static void put_values(const int *q, uint32_t n, int zero, float step, float *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = step * (float)(q[i] - zero);
+}
+
+/* n: columns that the row has from this chunk on. */
+static void read_chunk_32(const hr_matrix *w, const byte *chunk, uint32_t o, uint32_t n, float *out)
+{
+    const uint32_t n_vectors = w->dtype == HR_Q4_0 ? 4 : 8;
+    int q[BLOCK];
+
+    for (uint32_t b = 0; b < 2 && b * BLOCK < n; b++) {
+        const byte *vectors = chunk + VECTOR + b * n_vectors * VECTOR;
+
+        if (w->dtype == HR_Q4_0)
+            read_nibbles(vectors, o, q);
+        else
+            read_bytes(vectors, o, q);
+        put_values(q, BLOCK, w->dtype == HR_Q4_0 ? 8 : 128, half_at(chunk + 32 * b + 2 * o), out + b * BLOCK);
+    }
+}
+
+static void read_chunk_k(const byte *chunk, uint32_t o, bool has_fifth, float *out)
+{
+    float d = half_at(chunk + 2 * o), dmin = half_at(chunk + 32 + 2 * o);
+    const byte *scales = chunk + VECTOR, *vectors = scales + SCALE_BYTES;
+    int q[BLOCK];
+
+    for (uint32_t s = 0; s < 8; s++, vectors += (has_fifth ? 5 : 4) * VECTOR, out += BLOCK) {
+        float offset = dmin * (float)six_bits(scales, s + 8, o);
+
+        read_nibbles(vectors, o, q);
+        if (has_fifth)
+            add_fifth_bits(vectors + 4 * VECTOR, o, q);
+        put_values(q, BLOCK, 0, d * (float)six_bits(scales, s, o), out);
+        for (uint32_t i = 0; i < BLOCK; i++)
+            out[i] -= offset;
+    }
+}
+
+static void read_chunk_q6_k(const byte *chunk, uint32_t o, float *out)
+{
+    float d = half_at(chunk + 2 * o);
+    const byte *scales = chunk + VECTOR, *vectors = scales + 256;
+    int q[BLOCK];
+
+    for (uint32_t s = 0; s < 16; s += 2, vectors += 6 * VECTOR, out += BLOCK) {
+        read_nibbles(vectors, o, q);
+        add_high_pairs(vectors + 4 * VECTOR, o, q);
+        put_values(q, HALF_BLOCK, 32, d * (float)(int8_t)scales[16 * s + o], out);
+        put_values(q + HALF_BLOCK, HALF_BLOCK, 32, d * (float)(int8_t)scales[16 * (s + 1) + o], out + HALF_BLOCK);
+    }
+}
+
+void hr_pack_read_row(const hr_matrix *w, uint32_t row, float *out)
+{
+    const uint32_t values = w->dtype == HR_Q4_0 || w->dtype == HR_Q8_0 ? 64 : 256, o = row % HR_PACK_ROWS;
+    const size_t group_bytes = hr_pack_group_bytes(w->dtype, w->cols);
+    const size_t chunk_bytes = group_bytes / ((w->cols + values - 1) / values);
+    const byte *chunk = (const byte *)w->data + row / HR_PACK_ROWS * group_bytes;
+
+    for (uint32_t col = 0; col < w->cols; col += values, chunk += chunk_bytes) {
+        if (values == 64)
+            read_chunk_32(w, chunk, o, w->cols - col, out + col);
+        else if (w->dtype == HR_Q6_K)
+            read_chunk_q6_k(chunk, o, out + col);
+        else
+            read_chunk_k(chunk, o, w->dtype == HR_Q5_K, out + col);
+    }
+}

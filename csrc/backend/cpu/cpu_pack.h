@@ -68,6 +68,10 @@ headrace_status hr_pack_check_row(const hr_matrix *from, uint32_t row, headrace_
 /* The packed matrix as kernels take it: dtype, row_bytes (of a group / 16), is_packed set. */
 hr_matrix hr_pack_matrix(const hr_matrix *from, const void *packed);
 
+/* Row `row` of a packed matrix as fp32 [w->cols], with the bits that hr_dequantize gives for the file's row
+ * (cpu_kernels_plain_packed.c). */
+void hr_pack_read_row(const hr_matrix *w, uint32_t row, float *out);
+
 /* A quantised row of activations: arrays one after the other, each rounded up to 64 bytes; n = ceil(cols / 64) * 2
  * blocks of 32, the ones past the row all zero bits. What a type does not need, its kernel does not touch. */
 typedef struct hr_int8_row {

@@ -11,11 +11,22 @@ static int32_t token_of(const hr_cpu *cpu, uint32_t row)
     return id == HR_TOKEN_FROM_SLOT ? cpu->slot_token[cpu->batch->spans[cpu->row_span[row]].state_slot] : id;
 }
 
+/* A row of a tied embedding is read from the packed head: the file's pages, which come in runs of 64 KiB around each
+ * row, would soon hold the embedding a second time. */
+static void embed_row(const hr_cpu *cpu, uint32_t id, float *x)
+{
+    const hr_matrix *w = &cpu->model->embedding;
+
+    if (cpu->model->is_tied && cpu->weights.head.is_packed)
+        hr_pack_read_row(&cpu->weights.head, id, x);
+    else
+        hr_dequantize(w->dtype, (const unsigned char *)w->data + (size_t)id * w->row_bytes, x, w->cols);
+}
+
 /* Equation 1, and the cosines and sines of equation 10, which all attention layers share. */
 static void embed_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
 {
     hr_cpu *cpu = user;
-    const hr_matrix *w = &cpu->model->embedding;
     uint32_t half = cpu->arch->head_dim / 2;
 
     (void)worker;
@@ -23,8 +34,7 @@ static void embed_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end
         const hr_span *span = &cpu->batch->spans[cpu->row_span[row]];
         double position = (double)(span->start_position + (row - span->first_row));
 
-        hr_dequantize(w->dtype, (const unsigned char *)w->data + (size_t)token_of(cpu, row) * w->row_bytes,
-                      cpu->x + (size_t)row * w->cols, w->cols);
+        embed_row(cpu, (uint32_t)token_of(cpu, row), cpu->x + (size_t)row * cpu->arch->hidden_size);
         for (uint32_t j = 0; j < half; j++) {
             cpu->rope_cos[(size_t)row * half + j] = (float)cos(position * cpu->rope_rate[j]);
             cpu->rope_sin[(size_t)row * half + j] = (float)sin(position * cpu->rope_rate[j]);

@@ -61,8 +61,8 @@ static headrace_status visit_layer(hr_layer *layer, visit_fn visit, void *user, 
     return layer->is_moe ? visit(user, &layer->router, false, err) : visit_ffn(&layer->dense, visit, user, err);
 }
 
-/* Every matrix of the model. Routers run in fp32 from the file (cpu_moe.c), and so do the embedding's rows. Copies of
- * the tables are handed to visit: what it changes is gone unless `into` keeps it. */
+/* Every matrix of the model. Routers run in fp32 from the file (cpu_moe.c), and an embedding that is not tied is read
+ * there. Copies of the tables are handed to visit: what it changes is gone unless `into` keeps it. */
 static headrace_status visit_all(const hr_model *model, hr_cpu_weights *into, visit_fn visit, void *user,
                                  headrace_error *err)
 {

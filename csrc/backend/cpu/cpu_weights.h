@@ -9,7 +9,7 @@
 
 typedef struct hr_cpu_weights {
     const hr_layer *layers; /* [n_layers] */
-    hr_matrix head;         /* rows of the embedding are read from the file (model->embedding), never from here */
+    hr_matrix head;         /* rows of a tied embedding are read from here too if it is packed, else from the file */
     hr_layer *own_layers;   /* the rest is for close; NULL where nothing is packed */
     hr_ffn_weights *own_experts;
     void *memory;

@@ -169,11 +169,14 @@ static float value_at(const hr_matrix *w, uint32_t row, uint32_t col)
 static void check_layout(hr_dtype dtype, uint32_t rows, uint32_t cols)
 {
     packed p = make(dtype, rows, cols, true);
-    float *expected = malloc(cols * sizeof *expected);
+    float *expected = malloc(2 * cols * sizeof *expected), *read = expected + cols;
 
     assert_non_null(expected);
     for (uint32_t row = 0; row < rows; row++) {
         hr_dequantize(dtype, p.file + row * p.from.row_bytes, expected, cols);
+        hr_pack_read_row(&p.w, row, read);
+        for (uint32_t col = 0; col < cols; col++)
+            assert_int_equal(hr_f32_to_bits(read[col]), hr_f32_to_bits(expected[col]));
         for (uint32_t col = 0; col < cols; col++) {
             float found = value_at(&p.w, row, col);
 
