@@ -127,8 +127,8 @@ extern const hr_cpu_kernels hr_cpu_kernels_avx512, hr_cpu_kernels_avx512_vnni, h
 /* The best table that this machine grants and that passed its self-test, or plain for exact. HEADRACE_CPU (an
  * environment variable naming a table) lowers the choice. Decided once per process; thread-safe. */
 const hr_cpu_kernels *hr_cpu_kernels_select(bool exact);
-/* Table i that was compiled in, or NULL past the end; *is_usable says whether this machine runs it. For tests and
- * doctor. */
+/* Table i that was compiled in, or NULL past the end; *is_usable says whether this machine runs it, by a self-test the
+ * first time (milliseconds). Thread-safe. For tests and doctor. */
 const hr_cpu_kernels *hr_cpu_kernels_at(uint32_t i, bool *is_usable);
 
 #endif

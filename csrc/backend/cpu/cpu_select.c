@@ -3,8 +3,10 @@
  * What the CPU lists (cpuid) is not what a program may use: the operating system must save the wide registers (xgetbv),
  * and virtual machines exist that list an instruction set and fault on it. So a table runs only if cpuid lists its
  * instructions, XCR0 grants the registers, and the table computes right answers here, now, under a guard against SIGILL
- * (cpu_self_test.c). The choice is made once per process. cpuid is asked directly and not through
- * __builtin_cpu_supports, whose list of names differs between the compilers that we support.
+ * (cpu_self_test.c). The choice is made once per process, from the fastest table down, and ends at the first that is
+ * right: proving all of them would take longer than a small model's first token. Others are proven when somebody asks.
+ * cpuid is asked directly and not through __builtin_cpu_supports, whose list of names differs between the compilers
+ * that we support.
  *
  * Tables stand from the slowest to the fastest; HEADRACE_CPU names the highest one allowed. The plain table is always
  * usable.
@@ -46,8 +48,13 @@ static const candidate candidates[] = {
 enum { N_CANDIDATES = sizeof candidates / sizeof candidates[0] };
 
 static pthread_once_t decide_once = PTHREAD_ONCE_INIT;
-static bool is_usable[N_CANDIDATES];
+static unsigned features;
 static uint32_t chosen;
+
+/* What self-tests found; one runs at a time, because the guard belongs to the process. */
+typedef enum proof { NOT_TRIED, IS_RIGHT, IS_WRONG } proof;
+static pthread_mutex_t proof_lock = PTHREAD_MUTEX_INITIALIZER;
+static proof proofs[N_CANDIDATES] = {IS_RIGHT}; /* plain */
 
 #ifdef __x86_64__
 #include <cpuid.h>
@@ -110,34 +117,45 @@ static unsigned machine_features(void)
 }
 #endif
 
+/* Proves a table if nobody has yet. After `features` are known. */
+static bool is_proven(uint32_t i)
+{
+    bool is_right;
+
+    if ((candidates[i].needs & ~features) != 0)
+        return false;
+    (void)pthread_mutex_lock(&proof_lock);
+    if (proofs[i] == NOT_TRIED) {
+        const char *why;
+
+        proofs[i] = hr_cpu_self_test(candidates[i].table, &why) ? IS_RIGHT : IS_WRONG;
+        if (proofs[i] == IS_WRONG)
+            hr_log(HEADRACE_LOG_WARNING, "the %s kernels fail their self-test on this CPU (%s) and are not used",
+                   candidates[i].table->name, why);
+    }
+    is_right = proofs[i] == IS_RIGHT;
+    (void)pthread_mutex_unlock(&proof_lock);
+    return is_right;
+}
+
 static void decide(void)
 {
     const char *limit_name = getenv("HEADRACE_CPU");
-    unsigned features = machine_features();
-    uint32_t limit = N_CANDIDATES - 1;
 
+    features = machine_features();
+    chosen = N_CANDIDATES - 1;
     if (limit_name && *limit_name) {
         uint32_t i = 0;
 
         while (i < N_CANDIDATES && strcmp(candidates[i].table->name, limit_name) != 0)
             i++;
         if (i < N_CANDIDATES)
-            limit = i;
+            chosen = i;
         else
             hr_log(HEADRACE_LOG_WARNING, "HEADRACE_CPU: no kernels are named \"%s\"; it is ignored", limit_name);
     }
-    for (uint32_t i = 0; i < N_CANDIDATES; i++) {
-        const char *why;
-
-        if ((candidates[i].needs & ~features) != 0)
-            continue;
-        is_usable[i] = i == 0 || hr_cpu_self_test(candidates[i].table, &why);
-        if (!is_usable[i])
-            hr_log(HEADRACE_LOG_WARNING, "the %s kernels fail their self-test on this CPU (%s) and are not used",
-                   candidates[i].table->name, why);
-        else if (i <= limit)
-            chosen = i;
-    }
+    while (!is_proven(chosen)) /* ends at plain */
+        chosen--;
 }
 
 const hr_cpu_kernels *hr_cpu_kernels_select(bool exact)
@@ -153,6 +171,6 @@ const hr_cpu_kernels *hr_cpu_kernels_at(uint32_t i, bool *usable)
         *usable = false;
         return NULL;
     }
-    *usable = is_usable[i];
+    *usable = is_proven(i);
     return candidates[i].table;
 }

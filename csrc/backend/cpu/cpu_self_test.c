@@ -20,7 +20,9 @@
 
 /* 77 columns: whole vectors of every table and a tail; 11 outputs and 27 rows: every height and width of tile, both
  * ways. */
-enum { COLS = 77, OUTPUTS = 11, ROWS = 27, COLS_QUANTISED = 256, HEADS = 5, HEAD_DIM = 72, PAGE = 16, CONTEXT = 77 };
+enum { COLS = 77, OUTPUTS = 11, ROWS = 27, COLS_QUANTISED = 256, HEADS = 5, HEAD_DIM = 72, PAGE = 16 };
+/* Of attention: a segment and a bit, over and over on the same few pages. */
+enum { CONTEXT = HR_ATTENTION_SEGMENT + 13, N_PAGES = 5 };
 
 static _Thread_local sigjmp_buf back;
 static _Thread_local volatile sig_atomic_t is_guarded;
@@ -209,24 +211,34 @@ static bool conv_is_right(const hr_cpu_kernels *table)
            memcmp(state[0], state[1], sizeof state[0]) == 0;
 }
 
-/* False without memory. */
+/* Attends as a whole and, where the table can, in segments: the same to the bit. False also without memory. */
 static bool attend_once(const hr_cpu_kernels *table, const hr_kv_view *kv, const float *q, float *out)
 {
-    const hr_attention job = {
+    float joined[HEADS * HEAD_DIM];
+    hr_attention job = {
         .kv = kv, .q = q, .out = out, .n_rows = 1, .n_heads = HEADS, .n_context = CONTEXT, .scale = 0.125f};
-    size_t bytes = table->attention_scratch_floats(HEADS, kv->head_dim, CONTEXT) * sizeof(float);
-    float *scratch = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    size_t n = table->attention_scratch_floats(HEADS, kv->head_dim, CONTEXT);
+    size_t n_state = hr_attention_state_floats(HEADS, kv->head_dim), first = (n + 15) / 16 * 16; /* states follow */
+    float *scratch = aligned_alloc(64, ((first + 2 * n_state) * sizeof(float) + 63) / 64 * 64);
+    bool is_same = scratch != NULL;
 
-    if (scratch)
+    if (is_same)
         table->attention(&job, scratch);
+    if (is_same && table->attention_segment) {
+        job.out = joined;
+        for (uint32_t s = 0; s < 2; s++)
+            table->attention_segment(&job, s, scratch, scratch + first + s * n_state);
+        table->attention_join(&job, scratch + first);
+        is_same = memcmp(joined, out, sizeof joined) == 0;
+    }
     free(scratch);
-    return scratch != NULL;
+    return is_same;
 }
 
 static bool attention_is_right(const hr_cpu_kernels *table, hr_kv_dtype dtype)
 {
-    enum { N_PAGES = (CONTEXT + PAGE - 1) / PAGE, VECTOR = HEAD_DIM * (int)sizeof(float) };
-    static const uint32_t pages[N_PAGES] = {3, 0, 4, 1, 2};
+    enum { VECTOR = HEAD_DIM * (int)sizeof(float) };
+    uint32_t pages[(CONTEXT + PAGE - 1) / PAGE];
     unsigned char pool[2][N_PAGES * PAGE * 2 * VECTOR];
     float q[HEADS * HEAD_DIM], x[HEAD_DIM], out[2][HEADS * HEAD_DIM];
     hr_kv_view kv = {.pages = pages, .page_tokens = PAGE, .head_dim = HEAD_DIM, .dtype = dtype};
@@ -236,6 +248,8 @@ static bool attention_is_right(const hr_cpu_kernels *table, hr_kv_dtype dtype)
 
     kv.v_offset = (size_t)PAGE * VECTOR;
     kv.page_bytes = 2 * kv.v_offset;
+    for (uint32_t i = 0; i < sizeof pages / sizeof pages[0]; i++)
+        pages[i] = 3 * i % N_PAGES;
     fill(q, (size_t)HEADS * HEAD_DIM, 11);
     memset(pool, 0, sizeof pool);
     for (int i = 0; i < 2; i++) {

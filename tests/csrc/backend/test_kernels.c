@@ -612,6 +612,17 @@ static void break_add(float *y, const float *x, float scale, uint32_t n)
     hr_cpu_kernels_plain.add_scaled(y, x, scale, n - 1);
 }
 
+static void no_segment(const hr_attention *job, uint32_t segment, float *scratch, float *state)
+{
+    (void)job, (void)segment, (void)scratch, (void)state;
+}
+
+static void break_join(const hr_attention *job, float *states)
+{
+    (void)states;
+    memset(job->out, 0, sizeof *job->out * job->n_heads * job->kv->head_dim);
+}
+
 static void a_table_that_is_wrong_or_faults_fails_its_self_test(void **state)
 {
     hr_cpu_kernels broken = hr_cpu_kernels_plain;
@@ -630,6 +641,11 @@ static void a_table_that_is_wrong_or_faults_fails_its_self_test(void **state)
     broken.add_scaled = break_add;
     assert_false(hr_cpu_self_test(&broken, &why));
     assert_string_equal(why, "add_scaled");
+    broken = hr_cpu_kernels_plain;
+    broken.attention_segment = no_segment;
+    broken.attention_join = break_join;
+    assert_false(hr_cpu_self_test(&broken, &why));
+    assert_string_equal(why, "attention");
 }
 
 int main(void)
