@@ -1,6 +1,8 @@
 /* See output.h. */
 #include "convert/output.h"
 
+#include "base/log.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -25,7 +27,7 @@ static headrace_status refuse_source(const char *path, const struct stat *there,
     for (uint32_t i = 0; i < source->n_shards; i++)
         if (stat(source->paths[i], &shard) == 0 && shard.st_dev == there->st_dev && shard.st_ino == there->st_ino)
             return hr_fail_param(err, HEADRACE_E_ARGUMENT, "out",
-                                 "%s: is the model's own file %s; a conversion reads it while it writes", path,
+                                 "%s: is the model's own file %s, which is read and never replaced", path,
                                  source->paths[i]);
     return HEADRACE_OK;
 }
@@ -93,6 +95,20 @@ static headrace_status check_space(const hr_output *out, uint64_t n_bytes, headr
     return HEADRACE_OK;
 }
 
+/* In pieces: a file system in memory (tmpfs) gives up and takes back what one call got when any signal comes, so a call
+ * has to be short enough to end between two of them. */
+static int allocate(int fd, uint64_t n_bytes)
+{
+    const uint64_t most = (uint64_t)16 << 20;
+    int reason = 0;
+
+    for (uint64_t at = 0; at < n_bytes && reason == 0; at += most)
+        do
+            reason = posix_fallocate(fd, (off_t)at, (off_t)(n_bytes - at < most ? n_bytes - at : most));
+        while (reason == EINTR);
+    return reason;
+}
+
 static headrace_status reserve(const hr_output *out, const hr_tensor_file *source, uint64_t n_bytes,
                                headrace_error *err)
 {
@@ -105,7 +121,7 @@ static headrace_status reserve(const hr_output *out, const hr_tensor_file *sourc
     if (ftruncate(out->fd, 0) != 0) /* what a killed run left */
         return system_failure(out->partial, "emptying", errno, err);
     HR_PASS(check_space(out, n_bytes, err));
-    reason = posix_fallocate(out->fd, 0, (off_t)n_bytes);
+    reason = allocate(out->fd, n_bytes);
     if (reason != 0)
         return hr_fail(err, HEADRACE_E_IO, "%s: reserving %llu bytes: %s", out->partial, (unsigned long long)n_bytes,
                        strerror(reason));
@@ -178,9 +194,10 @@ static headrace_status take_name(const hr_output *output, headrace_error *err)
     return reason == 0 ? HEADRACE_OK : system_failure(output->path, "renaming the finished file", reason, err);
 }
 
-/* The name itself is on disk only when the folder is. A file system that cannot sync folders (EINVAL) has no such step.
+/* The name itself is on disk only when the folder is. That it may not be is no failure: the file is there and whole,
+ * and a failure would say that nothing is. A file system that cannot sync folders (EINVAL) has no such step.
  */
-static headrace_status sync_folder(const hr_output *output, headrace_error *err)
+static void sync_folder(const hr_output *output)
 {
     const char *slash = strrchr(output->path, '/');
     char *folder = slash ? strndup(output->path, slash == output->path ? 1 : (size_t)(slash - output->path)) : NULL;
@@ -190,9 +207,8 @@ static headrace_status sync_folder(const hr_output *output, headrace_error *err)
     if (fd >= 0)
         (void)close(fd);
     free(folder);
-    return reason == 0 || reason == EINVAL || reason == EACCES
-               ? HEADRACE_OK
-               : system_failure(output->path, "writing its folder to disk", reason, err);
+    if (reason != 0 && reason != EINVAL && reason != EACCES)
+        hr_log(HEADRACE_LOG_WARNING, "%s: is written, but its folder not to disk: %s", output->path, strerror(reason));
 }
 
 headrace_status hr_output_finish(hr_output *output, const void *header, size_t len, headrace_error *err)
@@ -205,7 +221,8 @@ headrace_status hr_output_finish(hr_output *output, const void *header, size_t l
     HR_PASS(take_name(output, err));
     (void)close(output->fd); /* synced: nothing is left that could fail */
     output->fd = -1;
-    return sync_folder(output, err);
+    sync_folder(output);
+    return HEADRACE_OK;
 }
 
 void hr_output_close(hr_output *output)

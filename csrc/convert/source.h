@@ -14,7 +14,7 @@ typedef struct hr_source {
     int *fds; /* [n_shards]; -1: not open */
 } hr_source;
 
-/* Opens the files of an open table again. Errors: E_IO (also when one is another file by now), E_MEMORY. */
+/* Opens the files of an open table again. Errors: E_IO (also when one has another length by now), E_MEMORY. */
 headrace_status hr_source_open(const hr_tensor_file *file, hr_source *out, headrace_error *err);
 void hr_source_close(hr_source *source); /* accepts a zeroed one */
 /* n bytes that lie at `at` in one of the table's mappings, read from the file; any other memory is copied. Any thread.

@@ -4,10 +4,12 @@
 #include "base/file.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -186,6 +188,30 @@ static void test_too_large_is_found_out_first(void **state)
     assert_false(hr_file_exists(in_folder("f.gguf.partial")));
 }
 
+static void on_alarm(int number)
+{
+    (void)number;
+}
+
+static void test_signals_do_not_end_it(void **state)
+{
+    char place[64]; /* in memory, where signals end system calls */
+    const struct itimerval often = {{0, 2000}, {0, 2000}}, never = {{0, 0}, {0, 0}};
+    struct sigaction action = {.sa_handler = on_alarm}, before;
+    hr_output output;
+
+    (void)state;
+    (void)snprintf(place, sizeof place, "/dev/shm/headrace-output-%d.gguf", (int)getpid());
+    assert_int_equal(sigaction(SIGALRM, &action, &before), 0);
+    assert_int_equal(setitimer(ITIMER_REAL, &often, NULL), 0);
+    for (int i = 0; i < 10; i++) {
+        output = must_open(hr_file_is_directory("/dev/shm") ? place : in_folder("g.gguf"), 24 << 20, true);
+        hr_output_close(&output);
+    }
+    assert_int_equal(setitimer(ITIMER_REAL, &never, NULL), 0);
+    assert_int_equal(sigaction(SIGALRM, &before, NULL), 0);
+}
+
 static int make_folder(void **state)
 {
     (void)state;
@@ -212,6 +238,7 @@ int main(void)
         cmocka_unit_test(test_the_source_is_never_written),
         cmocka_unit_test(test_places_that_cannot_be_written),
         cmocka_unit_test(test_too_large_is_found_out_first),
+        cmocka_unit_test(test_signals_do_not_end_it),
     };
 
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
