@@ -135,7 +135,8 @@ headrace_status headrace_importance_save(const headrace_importance *importance, 
     const hr_imatrix_source source = {.datasets = &dataset,
                                       .n_datasets = dataset ? 1 : 0,
                                       .chunk_count = importance->n_sequences,
-                                      .chunk_size = importance->max_ids};
+                                      .chunk_size = importance->max_ids,
+                                      .model = network->file};
     headrace_status status;
 
     if (importance->n_rows == 0)

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct calibration {
@@ -96,6 +97,20 @@ static int save(const calibration *c, const char *text_path, const char *out)
     return HR_EXIT_OK;
 }
 
+/* Model or text: asked before the run, since writing would end in their loss or in a refusal after hours. */
+static bool is_an_input(const hr_options *options, const char *out)
+{
+    struct stat there, input;
+    const char *path;
+
+    for (uint32_t i = 0; stat(out, &there) == 0 && (path = hr_options_argument(options, i)); i++)
+        if (stat(path, &input) == 0 && input.st_dev == there.st_dev && input.st_ino == there.st_ino) {
+            (void)fprintf(stderr, "headrace: --out %s: is %s, which is read\n", out, path);
+            return true;
+        }
+    return false;
+}
+
 int hr_cmd_imatrix(int argc, char **argv)
 {
     hr_options *options = hr_options_parse(
@@ -111,7 +126,9 @@ int hr_cmd_imatrix(int argc, char **argv)
     if (!out) {
         (void)fputs("headrace: imatrix needs --out FILE\n", stderr);
         code = HR_EXIT_USAGE;
-    } else if (!hr_can_write(out))
+    } else if (is_an_input(options, out))
+        code = HR_EXIT_USAGE;
+    else if (!hr_can_write(out))
         code = HR_EXIT_FAILURE;
     if (code == HR_EXIT_OK)
         code = hr_open_model(options, &(hr_model_choice){0}, &c.model, &used);

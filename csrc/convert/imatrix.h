@@ -13,6 +13,7 @@
 
 #include "base/arena.h"
 #include "base/status.h"
+#include "format/tensor_file.h"
 
 typedef struct hr_imatrix_entry {
     const char *name; /* terminated; arena */
@@ -68,12 +69,13 @@ typedef struct hr_imatrix_source {
     const char *const *datasets; /* [n_datasets] names of the texts */
     uint32_t n_datasets;
     uint32_t chunk_count;
-    uint32_t chunk_size; /* tokens */
+    uint32_t chunk_size;         /* tokens */
+    const hr_tensor_file *model; /* whose files are not written over; NULL: none */
 } hr_imatrix_source;
 
 /* Writes the GGUF form, tensors sorted by name; replaces a file of that name. Complete and on disk, or not there at all
  * (convert/output.h). Errors: E_ARGUMENT (no tensors, a name twice or too long for llama.cpp, a sum that is negative or
- * not finite as float32), E_IO, E_MEMORY. */
+ * not finite as float32, path is a file of the model), E_IO, E_MEMORY. */
 headrace_status hr_imatrix_write(const char *path, const hr_imatrix_sums *sums, size_t n_sums,
                                  const hr_imatrix_source *source, headrace_error *err);
 

@@ -90,8 +90,8 @@ static headrace_status write_floats(const hr_output *output, uint64_t at, const 
     return HEADRACE_OK;
 }
 
-static headrace_status write_file(const char *path, const item *items, size_t n_items, const hr_gguf_writer *writer,
-                                  headrace_error *err)
+static headrace_status write_file(const char *path, const hr_tensor_file *model, const item *items, size_t n_items,
+                                  const hr_gguf_writer *writer, headrace_error *err)
 {
     const hr_tensor_file no_source = {0};
     hr_output output = {.fd = -1};
@@ -99,7 +99,8 @@ static headrace_status write_file(const char *path, const item *items, size_t n_
     headrace_status status;
 
     HR_TRY_GOTO(done, hr_gguf_header(writer, &header, err));
-    HR_TRY_GOTO(done, hr_output_open(path, &no_source, header.len + writer->n_data_bytes, true, &output, err));
+    HR_TRY_GOTO(
+        done, hr_output_open(path, model ? model : &no_source, header.len + writer->n_data_bytes, true, &output, err));
     for (size_t i = 0; i < n_items; i++) {
         const hr_imatrix_sums *sums = items[i].sums;
 
@@ -130,7 +131,7 @@ headrace_status hr_imatrix_write(const char *path, const hr_imatrix_sums *sums, 
     status = make_items(sums, n_sums, items, err);
     if (status == HEADRACE_OK) {
         make_header(source, items, n_sums, &writer);
-        status = write_file(path, items, n_sums, &writer, err);
+        status = write_file(path, source->model, items, n_sums, &writer, err);
     }
     hr_gguf_writer_deinit(&writer);
     free(items);

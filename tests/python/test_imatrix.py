@@ -1,6 +1,7 @@
 """`headrace imatrix`: sums of squares of every matrix's input, against a numpy forward pass that shares no code with headrace."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -180,6 +181,19 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(cli, source_dir, tmp_
     gguf_file = source_dir / "tests/data/goldens/gguf/dense_tiny-q4_0.gguf"
     refused(cli("imatrix", gguf_file, "text", "--out", "x"), FAILURE, "has no tokenizer")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text"]
+
+
+def test_model_and_text_are_never_written_over(cli, tiny, tmp_path):
+    (tmp_path / "text").write_text("a b c")
+    shutil.copytree(tiny, tmp_path / "folder")
+    assert cli("convert", "tiny", "m.gguf", "--type", "q8_0").returncode == OK
+    os.link(tmp_path / "m.gguf", tmp_path / "hard.gguf")
+    (tmp_path / "link").symlink_to("text")
+    before = {p: p.read_bytes() for p in tmp_path.glob("**/*") if p.is_file()}
+    for model, out, words in [("m.gguf", "m.gguf", "which is read"), ("m.gguf", "hard.gguf", "which is read"), ("tiny", "text", "which is read"),
+                              ("tiny", "link", "which is read"), ("folder", "folder/model.safetensors", "own file")]:
+        refused(cli("imatrix", model, "text", "--out", out, "--window", "64"), USAGE, out, words)
+    assert {p: p.read_bytes() for p in tmp_path.glob("**/*") if p.is_file()} == before
 
 
 def test_special_tokens_of_a_rendered_conversation_are_run_as_such(cli, tmp_path):
