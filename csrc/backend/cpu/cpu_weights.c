@@ -239,20 +239,17 @@ static void pack_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
 static headrace_status name_tensor(const packer *p, headrace_error *err)
 {
     const hr_tensor_file *file = p->model->file;
+    const hr_tensor *tensor = file ? hr_tensor_file_at(file, p->from.data) : NULL;
 
     if (err)
         *err = p->err;
-    for (uint32_t i = 0; file && i < file->n_tensors; i++) {
-        const hr_tensor *tensor = &file->tensors[i];
-        uintptr_t begin = (uintptr_t)tensor->data, at = (uintptr_t)p->from.data;
-
-        if (at < begin || at - begin >= tensor->n_bytes)
-            continue;
-        if (tensor->rank > 2) /* experts stand one after the other */
-            (void)hr_prefix(err, p->status, "expert %zu", (size_t)(at - begin) / (p->from.rows * p->from.row_bytes));
-        return hr_prefix(err, p->status, "%s: tensor '%s'", file->paths[tensor->shard], tensor->name);
-    }
-    return hr_prefix(err, p->status, "a matrix that lies in no file");
+    if (!tensor)
+        return hr_prefix(err, p->status, "a matrix that lies in no file");
+    if (tensor->rank > 2) /* experts stand one after the other */
+        (void)hr_prefix(err, p->status, "expert %zu",
+                        (size_t)((uintptr_t)p->from.data - (uintptr_t)tensor->data) /
+                            (p->from.rows * p->from.row_bytes));
+    return hr_prefix(err, p->status, "%s: tensor '%s'", file->paths[tensor->shard], tensor->name);
 }
 
 static headrace_status pack_matrix(void *user, hr_matrix *matrix, bool may_pack, headrace_error *err)
