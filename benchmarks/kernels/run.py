@@ -7,6 +7,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from common import SOURCE, save  # noqa: E402
@@ -22,8 +23,8 @@ if __name__ == "__main__":
     subprocess.run(["cmake", "--build", SOURCE / "build" / "release", "--target", name], check=True, stdout=subprocess.DEVNULL)
     program = SOURCE / "build" / "release" / "bin" / name
     if wants_save:
-        out = subprocess.run([program, "--json", *arguments], check=True, capture_output=True, text=True).stdout
-        print(out)
-        save("cpu_kernels", "./dev bench kernels " + " ".join(sys.argv[1:]), json.loads(out))
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as out:
+            subprocess.run([program, *arguments, "--json", out.name], check=True)
+            save("cpu_kernels", "./dev bench kernels " + " ".join(sys.argv[1:]), json.load(out))
     else:
         subprocess.run([program, *arguments], check=True)
