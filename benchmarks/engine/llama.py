@@ -9,10 +9,12 @@ them it runs its F16 file of the same shape.
 
 Figures (tokens/s):
   prefill, prefill2048   a prompt of 512, of 2048 tokens
-  decode                 one stream, 128 tokens after the prompt of 512
+  decode                 one stream, 128 tokens from an empty context (llama-bench's tg128)
   streams8, streams32    all streams' tokens together: 16 prompt and 64 generated tokens each
   depth                  decode of one stream after 8192 tokens over decode after 1, of headrace alone (llama.cpp takes minutes for the prompt)
-and the largest resident set of both (memory of a prompt of 512 and 128 tokens more), which counts mapped files too.
+and the largest resident set of both while they do the first two, which counts mapped files too. Beside every
+"decode" stand the bytes a second that the machine reads right before and right after headrace's run, and the share of them that
+decode needs: tokens/s times the file's bytes that one token passes through.
 """
 import argparse
 import json
@@ -23,7 +25,7 @@ import sys
 import tarfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from common import CACHE, HEADRACE, median, run_watching, save  # noqa: E402
+from common import CACHE, HEADRACE, SOURCE, median, run_watching, save  # noqa: E402
 from models.write_checkpoint import ensure  # noqa: E402
 
 PACKAGE = "llama-cpp-python==0.3.36"
@@ -86,12 +88,32 @@ class Peer:
         return {}
 
 
+def bytes_a_token(model):
+    """Weight bytes of a GGUF file that one token of one stream reads: all tensors, of expert stacks the chosen experts' share, the
+    embedding only where it is the head too."""
+    import gguf
+
+    reader = gguf.GGUFReader(model)
+    fields = {key.partition(".")[2]: field for key, field in reader.fields.items()}
+    share = fields["expert_used_count"].contents() / fields["expert_count"].contents() if "expert_count" in fields else 1
+    names = {t.name for t in reader.tensors}
+    total = 0
+    for tensor in reader.tensors:
+        if tensor.name == "token_embd.weight" and "output.weight" in names:
+            continue
+        total += int(tensor.n_bytes) * (share if "_exps." in tensor.name else 1)
+    return total
+
+
 class Ours(Peer):
     """headrace with one file or folder."""
 
     def __init__(self, model, threads):
         super().__init__(None, model, threads)
-        self.anonymous, self.compute = 0, None
+        self.anonymous, self.compute, self.bandwidth = 0, None, []
+
+    def measure_bandwidth(self):
+        return float(subprocess.run([HEADRACE.parent / "bench_cpu_bandwidth", str(self.threads)], check=True, capture_output=True, text=True).stdout)
 
     def latency(self, prompt, output, watch=False):
         out, anonymous, resident = run_watching([HEADRACE, "bench", "latency", "--model", self.model, "--threads", self.threads, "--input-len", prompt,
@@ -103,8 +125,11 @@ class Ours(Peer):
         return row
 
     def single(self):
-        row = self.latency(512, 128, watch=True)
-        return {"prefill": row["prefill_tokens_per_s"], "decode": row["decode_tokens_per_s"]}
+        prefill = self.latency(512, 2, watch=True)["prefill_tokens_per_s"]
+        before = self.measure_bandwidth()
+        decode = self.latency(1, 128, watch=True)["decode_tokens_per_s"]
+        self.bandwidth.append((before + self.measure_bandwidth()) / 2)
+        return {"prefill": prefill, "decode": decode}
 
     def prefill2048(self):
         return {"prefill2048": self.latency(2048, 2)["prefill_tokens_per_s"]}
@@ -137,11 +162,17 @@ def compare(programs, shape, kind, figures, rounds, threads):
     result = {"shape": shape, "format": kind, "threads": threads, "rounds": rounds, "compute": ours.compute, "figures": taken,
               "ratio": {f: median(taken["headrace"][f]) / median(taken["llama.cpp"][f]) for f in taken["llama.cpp"]},
               "resident_bytes": {"llama.cpp": peer.resident, "headrace": ours.resident, "headrace, anonymous": ours.anonymous}}
+    if "decode" in taken["headrace"] and kind != "bf16":
+        need = bytes_a_token(ours.model)
+        result["bandwidth"] = {"bytes_a_token": need, "read_bytes_s": ours.bandwidth,
+                               "decode_share": median([need * d / b for d, b in zip(taken["headrace"]["decode"], ours.bandwidth)])}
     print(f"\n{shape} {kind}, {threads} threads, {ours.compute}, median of {rounds} (min to max)")
     for figure in taken["headrace"]:
         sides = "".join(f"{name:>12} {median(v[figure]):8.2f} ({min(v[figure]):.2f}-{max(v[figure]):.2f})" for name, v in taken.items() if figure in v)
         ratio = result["ratio"].get(figure)
         print(f"{figure:<12}{sides:<80}" + (f"{ratio:6.2f}x" if ratio else ""))
+    if "bandwidth" in result:
+        print(f"decode reads {need / 1e9:.3f} GB a token, the machine {median(ours.bandwidth) / 1e9:.1f} GB/s: {result['bandwidth']['decode_share']:.0%}")
     if peer.resident:
         print(f"{'resident':<12}{'llama.cpp':>12} {peer.resident / 2**20:8.0f} MiB{'headrace':>16} {ours.resident / 2**20:8.0f} MiB "
               f"(anonymous {ours.anonymous / 2**20:.0f}){'':<16}{ours.resident / peer.resident:6.2f}x", flush=True)
@@ -157,6 +188,7 @@ def main():
     parser.add_argument("--save", nargs="?", const="cpu_llama")
     arguments = parser.parse_args()
     programs = build_llama()
+    subprocess.run(["cmake", "--build", SOURCE / "build" / "release", "--target", "bench_cpu_bandwidth"], check=True, stdout=subprocess.DEVNULL)
     figures = arguments.figures.split(",")
     results = [compare(programs, *model.split(":"), figures, arguments.rounds, arguments.threads) for model in arguments.models.split(",")]
     if arguments.save:
