@@ -131,6 +131,20 @@ static float add_chunk_q4_0(const byte *chunk, uint32_t o, const hr_int8_row *x,
     return sum;
 }
 
+static float add_chunk_q4_1(const byte *chunk, uint32_t o, const hr_int8_row *x, size_t block, float sum)
+{
+    int q[BLOCK];
+
+    for (size_t b = 0; b < 2; b++) {
+        const byte *halves = chunk + 32 * b + 2 * o;
+
+        read_nibbles(chunk + 2 * VECTOR + b * 4 * VECTOR, o, q);
+        sum = fmaf((float)dot(q, x->q + (block + b) * BLOCK, BLOCK), half_at(halves) * x->scale[block + b], sum);
+        sum = fmaf(half_at(halves + VECTOR), x->minimum[block + b], sum);
+    }
+    return sum;
+}
+
 static float add_chunk_q8_0(const byte *chunk, uint32_t o, const hr_int8_row *x, size_t block, float sum)
 {
     int q[BLOCK];
@@ -185,11 +199,17 @@ static float add_chunk_q6_k(const byte *chunk, uint32_t o, const hr_int8_row *x,
     return sum;
 }
 
+/* Chunks of eight blocks; of two otherwise. */
+static bool is_of_256(hr_dtype dtype)
+{
+    return dtype == HR_Q4_K || dtype == HR_Q5_K || dtype == HR_Q6_K;
+}
+
 /* Output o of a group of 16 with one row. */
 static float output(const hr_matrix *w, const byte *group, uint32_t o, const hr_int8_row *x)
 {
-    const bool is_k = w->dtype == HR_Q4_K || w->dtype == HR_Q5_K || w->dtype == HR_Q6_K;
-    const size_t chunk_blocks = is_k ? 8 : 2, n_chunks = ((size_t)w->cols / BLOCK + chunk_blocks - 1) / chunk_blocks;
+    const size_t chunk_blocks = is_of_256(w->dtype) ? 8 : 2,
+                 n_chunks = ((size_t)w->cols / BLOCK + chunk_blocks - 1) / chunk_blocks;
     const size_t chunk_bytes = hr_pack_group_bytes(w->dtype, w->cols) / n_chunks;
     float sum = 0;
 
@@ -199,6 +219,9 @@ static float output(const hr_matrix *w, const byte *group, uint32_t o, const hr_
         switch (w->dtype) {
         case HR_Q4_0:
             sum = add_chunk_q4_0(chunk, o, x, i * chunk_blocks, sum);
+            break;
+        case HR_Q4_1:
+            sum = add_chunk_q4_1(chunk, o, x, i * chunk_blocks, sum);
             break;
         case HR_Q8_0:
             sum = add_chunk_q8_0(chunk, o, x, i * chunk_blocks, sum);
@@ -236,20 +259,28 @@ static void put_values(const int *q, uint32_t n, int zero, float step, float *ou
         out[i] = step * (float)(q[i] - zero);
 }
 
+static void add_offset(float *out, float offset)
+{
+    for (uint32_t i = 0; i < BLOCK; i++)
+        out[i] += offset;
+}
+
 /* n: columns that the row has from this chunk on. */
 static void read_chunk_32(const hr_matrix *w, const byte *chunk, uint32_t o, uint32_t n, float *out)
 {
-    const uint32_t n_vectors = w->dtype == HR_Q4_0 ? 4 : 8;
+    const bool is_bytes = w->dtype == HR_Q8_0, has_minimum = w->dtype == HR_Q4_1;
     int q[BLOCK];
 
-    for (uint32_t b = 0; b < 2 && b * BLOCK < n; b++) {
-        const byte *vectors = chunk + VECTOR + b * n_vectors * VECTOR;
+    for (uint32_t b = 0; b < 2 && b * BLOCK < n; b++, out += BLOCK) {
+        const byte *vectors = chunk + (has_minimum ? 2 : 1) * VECTOR + b * (is_bytes ? 8 : 4) * VECTOR;
 
-        if (w->dtype == HR_Q4_0)
-            read_nibbles(vectors, o, q);
-        else
+        if (is_bytes)
             read_bytes(vectors, o, q);
-        put_values(q, BLOCK, w->dtype == HR_Q4_0 ? 8 : 128, half_at(chunk + 32 * b + 2 * o), out + b * BLOCK);
+        else
+            read_nibbles(vectors, o, q);
+        put_values(q, BLOCK, is_bytes ? 128 : has_minimum ? 0 : 8, half_at(chunk + 32 * b + 2 * o), out);
+        if (has_minimum)
+            add_offset(out, -half_at(chunk + VECTOR + 32 * b + 2 * o));
     }
 }
 
@@ -260,14 +291,11 @@ static void read_chunk_k(const byte *chunk, uint32_t o, bool has_fifth, float *o
     int q[BLOCK];
 
     for (uint32_t s = 0; s < 8; s++, vectors += (has_fifth ? 5 : 4) * VECTOR, out += BLOCK) {
-        float offset = dmin * (float)six_bits(scales, s + 8, o);
-
         read_nibbles(vectors, o, q);
         if (has_fifth)
             add_fifth_bits(vectors + 4 * VECTOR, o, q);
         put_values(q, BLOCK, 0, d * (float)six_bits(scales, s, o), out);
-        for (uint32_t i = 0; i < BLOCK; i++)
-            out[i] -= offset;
+        add_offset(out, -(dmin * (float)six_bits(scales, s + 8, o)));
     }
 }
 
@@ -287,7 +315,7 @@ static void read_chunk_q6_k(const byte *chunk, uint32_t o, float *out)
 
 void hr_pack_read_row(const hr_matrix *w, uint32_t row, float *out)
 {
-    const uint32_t values = w->dtype == HR_Q4_0 || w->dtype == HR_Q8_0 ? 64 : 256, o = row % HR_PACK_ROWS;
+    const uint32_t values = is_of_256(w->dtype) ? 256 : 64, o = row % HR_PACK_ROWS;
     const size_t group_bytes = hr_pack_group_bytes(w->dtype, w->cols);
     const size_t chunk_bytes = group_bytes / ((w->cols + values - 1) / values);
     const byte *chunk = (const byte *)w->data + row / HR_PACK_ROWS * group_bytes;

@@ -57,6 +57,18 @@ static void pack_q4_0(const byte *block, uint32_t i, uint32_t o, byte *chunk)
         put(to + v * VECTOR, o, word_at(block + 2 + 4 * v));
 }
 
+/* d, m, qs[16]; a zero keeps its bits' meaning: d q - n is d q + m. */
+static void pack_q4_1(const byte *block, uint32_t i, uint32_t o, byte *chunk)
+{
+    byte *to = chunk + 2 * VECTOR + (size_t)i * Q4_VECTORS * VECTOR, *minimum = chunk + VECTOR + 32 * i + 2 * o;
+
+    memcpy(chunk + 32 * i + 2 * o, block, 2);
+    memcpy(minimum, block + 2, 2);
+    minimum[1] ^= 0x80;
+    for (uint32_t v = 0; v < Q4_VECTORS; v++)
+        put(to + v * VECTOR, o, word_at(block + 4 + 4 * v));
+}
+
 static byte *q8_block(byte *chunk, const byte *scale, uint32_t i, uint32_t o)
 {
     memcpy(chunk + 32 * i + 2 * o, scale, 2);
@@ -176,9 +188,10 @@ static void pack_q6_k(const byte *block, uint32_t i, uint32_t o, byte *chunk)
 static const packing *packing_of(hr_dtype dtype)
 {
     static const packing all[HR_DTYPE_COUNT] = {
-        [HR_Q4_0] = {HR_Q4_0, 64, 576, pack_q4_0},   [HR_Q5_0] = {HR_Q8_0, 64, 1088, pack_q5_0},
-        [HR_Q8_0] = {HR_Q8_0, 64, 1088, pack_q8_0},  [HR_Q4_K] = {HR_Q4_K, 256, 2304, pack_q4_k},
-        [HR_Q5_K] = {HR_Q5_K, 256, 2816, pack_q5_k}, [HR_Q6_K] = {HR_Q6_K, 256, 3392, pack_q6_k},
+        [HR_Q4_0] = {HR_Q4_0, 64, 576, pack_q4_0},   [HR_Q4_1] = {HR_Q4_1, 64, 640, pack_q4_1},
+        [HR_Q5_0] = {HR_Q8_0, 64, 1088, pack_q5_0},  [HR_Q8_0] = {HR_Q8_0, 64, 1088, pack_q8_0},
+        [HR_Q4_K] = {HR_Q4_K, 256, 2304, pack_q4_k}, [HR_Q5_K] = {HR_Q5_K, 256, 2816, pack_q5_k},
+        [HR_Q6_K] = {HR_Q6_K, 256, 3392, pack_q6_k},
     };
 
     return all[dtype].block ? &all[dtype] : NULL;

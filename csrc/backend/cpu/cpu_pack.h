@@ -13,6 +13,8 @@
  *   Q4_0   chunk = 64 columns (two blocks; a missing second block is zero), 576 bytes:
  *          half d[2][16]; then per block 4 x 64 bytes: vector i, lane (o, t): low nibble column 4 i + t, high nibble
  *          column 16 + 4 i + t of the block. value = d (q - 8)
+ *   Q4_1   as Q4_0, and after the scales half n[2][16], the block's minimum with its sign turned over. 640 bytes.
+ *          value = d q - n
  *   Q8_0   chunk = 64 columns, 1088 bytes: half d[2][16]; per block 8 x 64 bytes: vector i, lane (o, t):
  *          column 4 i + t, the file's signed byte with its top bit turned over (q + 128, unsigned). value = d (q - 128)
  *   Q4_K   chunk = 256 columns (one block), 2304 bytes: half d[16], half dmin[16]; 192 bytes of 6-bit scales and minima
@@ -34,7 +36,7 @@
  * Sub-blocks are then added in rising order to one fp32 accumulator:
  *
  *     sum = fma((float)dot, w_scale * x_scale, sum);        w_scale = d, d scale_s (rounded once, in fp32)
- *     sum = fma(w_minimum, x_minimum, sum);                  Q4_K, Q5_K: w_minimum = dmin minimum_s,
+ *     sum = fma(w_minimum, x_minimum, sum);                  Q4_K, Q5_K: w_minimum = dmin minimum_s; Q4_1: n;
  *                                                            x_minimum = -(x_scale * (float)sum of q)
  *
  * All of it is defined to the bit, so every instruction set, tile shape and number of rows gives the same result; the
@@ -51,8 +53,8 @@
 
 enum { HR_PACK_ROWS = 16, HR_PACK_ALIGNMENT = 64 };
 
-/* Whether matrices of this type are packed: Q4_0, Q8_0, Q4_K, Q5_K, Q6_K; and Q5_0, which is packed as Q8_0 without
- * loss (q - 16 in a byte). Others are multiplied where they lie. */
+/* Whether matrices of this type are packed: Q4_0, Q4_1, Q8_0, Q4_K, Q5_K, Q6_K; and Q5_0, which is packed as Q8_0
+ * without loss (q - 16 in a byte). Others are multiplied where they lie. */
 bool hr_pack_is_packed(hr_dtype dtype);
 /* Bytes of the packed matrix; 0 if the type is not packed. */
 size_t hr_pack_bytes(hr_dtype dtype, uint32_t rows, uint32_t cols);

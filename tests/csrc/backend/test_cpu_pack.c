@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-static const hr_dtype types[] = {HR_Q4_0, HR_Q5_0, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
+static const hr_dtype types[] = {HR_Q4_0, HR_Q4_1, HR_Q5_0, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
 enum { TYPES = sizeof types / sizeof *types };
 
 typedef unsigned char byte;
@@ -30,7 +30,7 @@ static uint32_t scale_offsets(hr_dtype dtype, uint32_t at[2])
 {
     at[0] = dtype == HR_Q6_K ? 208 : 0;
     at[1] = 2;
-    return dtype == HR_Q4_K || dtype == HR_Q5_K ? 2 : 1;
+    return dtype == HR_Q4_1 || dtype == HR_Q4_K || dtype == HR_Q5_K ? 2 : 1;
 }
 
 static void set_half(byte *at, uint16_t half)
@@ -107,6 +107,13 @@ static float value_q4_0(const byte *chunk, uint32_t o, uint32_t c)
     return half_at(chunk + 32 * (c / 32) + 2 * o) * (float)(nibble(chunk + 64 + 256 * (c / 32), o, c % 32) - 8);
 }
 
+static float value_q4_1(const byte *chunk, uint32_t o, uint32_t c)
+{
+    const byte *scale = chunk + 32 * (c / 32) + 2 * o;
+
+    return half_at(scale) * (float)nibble(chunk + 128 + 256 * (c / 32), o, c % 32) - half_at(scale + 64);
+}
+
 static float value_q8_0(const byte *chunk, uint32_t o, uint32_t c)
 {
     uint32_t b = c / 32, i = c % 32 / 4, t = c % 4;
@@ -154,6 +161,8 @@ static float value_at(const hr_matrix *w, uint32_t row, uint32_t col)
     switch (w->dtype) {
     case HR_Q4_0:
         return value_q4_0(group + (size_t)col / 64 * 576, o, col % 64);
+    case HR_Q4_1:
+        return value_q4_1(group + (size_t)col / 64 * 640, o, col % 64);
     case HR_Q8_0:
         return value_q8_0(group + (size_t)col / 64 * 1088, o, col % 64);
     case HR_Q4_K:
@@ -222,6 +231,7 @@ static void a_packed_matrix_has_the_size_of_the_file(void **state)
 {
     (void)state;
     assert_int_equal(hr_pack_bytes(HR_Q4_0, 2048, 2048), 2048 * hr_dtype_row_bytes(HR_Q4_0, 2048));
+    assert_int_equal(hr_pack_bytes(HR_Q4_1, 2048, 2048), 2048 * hr_dtype_row_bytes(HR_Q4_1, 2048));
     assert_int_equal(hr_pack_bytes(HR_Q8_0, 2048, 2048), 2048 * hr_dtype_row_bytes(HR_Q8_0, 2048));
     assert_int_equal(hr_pack_bytes(HR_Q4_K, 2048, 2048), 2048 * hr_dtype_row_bytes(HR_Q4_K, 2048));
     assert_int_equal(hr_pack_bytes(HR_Q5_K, 2048, 2048), 2048 * hr_dtype_row_bytes(HR_Q5_K, 2048));

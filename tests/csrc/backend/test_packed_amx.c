@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-static const hr_dtype types[] = {HR_Q4_0, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
+static const hr_dtype types[] = {HR_Q4_0, HR_Q4_1, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
 
 static void *aligned(size_t n)
 {
@@ -34,7 +34,7 @@ static hr_matrix random_matrix(hr_dtype dtype, uint32_t outputs, uint32_t cols)
         file[i] = (unsigned char)hr_rng_at(1, i);
     for (size_t b = 0; b < n; b += block) {
         file[b + at + 1] = 0x24;
-        if (dtype == HR_Q4_K || dtype == HR_Q5_K)
+        if (dtype == HR_Q4_1 || dtype == HR_Q4_K || dtype == HR_Q5_K)
             file[b + 3] = 0xA2;
     }
     from.data = file;

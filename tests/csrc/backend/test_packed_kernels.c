@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-static const hr_dtype types[] = {HR_Q4_0, HR_Q5_0, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
+static const hr_dtype types[] = {HR_Q4_0, HR_Q4_1, HR_Q5_0, HR_Q8_0, HR_Q4_K, HR_Q5_K, HR_Q6_K};
 enum { TYPES = sizeof types / sizeof *types };
 
 typedef unsigned char byte;
@@ -160,7 +160,7 @@ static byte *make_file(const hr_matrix *w)
         else
             half[0] = rare[(bits >> 40) % 5];
         half[1] = bits >> 48 & 31 ? half[1] & 0xAFFF : rare[(bits >> 56) % 5];
-        memcpy(at, half, w->dtype == HR_Q4_K || w->dtype == HR_Q5_K ? 4 : 2);
+        memcpy(at, half, w->dtype == HR_Q4_1 || w->dtype == HR_Q4_K || w->dtype == HR_Q5_K ? 4 : 2);
     }
     return file;
 }
@@ -308,10 +308,11 @@ static void check_extremes(const hr_cpu_kernels *table)
     for (uint32_t i = 0; i < TYPES * 4; i++) {
         problem p = make_problem(types[i / 4], OUTPUTS, COLS, ROWS, true);
         size_t bytes = hr_pack_bytes(types[i / 4], OUTPUTS, COLS), row_bytes = hr_int8_row_bytes(COLS);
-        size_t chunk = p.w.dtype == HR_Q4_0 || p.w.dtype == HR_Q8_0 ? bytes / 4 : bytes;
+        bool is_short = p.w.dtype == HR_Q4_0 || p.w.dtype == HR_Q4_1 || p.w.dtype == HR_Q8_0;
+        size_t chunk = is_short ? bytes / 4 : bytes, n_halves = p.w.dtype == HR_Q4_1 ? 128 : 64;
 
         for (size_t b = 0; b < bytes; b++) {
-            if (b % chunk >= 64) /* behind the scales */
+            if (b % chunk >= n_halves) /* behind the scales */
                 p.weights.at[b] = i % 2 ? 0xFF : 0;
         }
         for (uint32_t r = 0; r < ROWS; r++) {
