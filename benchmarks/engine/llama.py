@@ -3,18 +3,18 @@
     llama.py [--models 350m:bf16,350m:f16,1.2b:q4_0,...] [--figures prefill,decode,...] [--rounds 5] [--threads 2] [--save [NAME]]
 
 llama.cpp is built from the source package of llama-cpp-python in a cache outside the checkout, optimised for this machine. Each
-round runs llama.cpp and then headrace, for every figure, so that drift of a shared machine meets both; the ratio is of the
-medians. Both run the same GGUF file; "bf16" are safetensors (what the published checkpoints are), which llama.cpp cannot read: beside
-them it runs its F16 file of the same shape.
+round runs both for every figure, first the one that was last in the round before, so that drift of a shared machine meets both; the
+ratio is of the medians. Both run the same GGUF file; "bf16" are safetensors (what the published checkpoints are), which llama.cpp
+cannot read: beside them it runs its F16 file of the same shape.
 
 Figures (tokens/s):
   prefill, prefill2048   a prompt of 512, of 2048 tokens
   decode                 one stream, 128 tokens from an empty context (llama-bench's tg128)
   streams8, streams32    all streams' tokens together: 16 prompt and 64 generated tokens each
   depth                  decode of one stream after 8192 tokens over decode after 1, of headrace alone (llama.cpp takes minutes for the prompt)
-and the largest resident set of both while they do the first two, which counts mapped files too. Beside every
-"decode" stand the bytes a second that the machine reads right before and right after headrace's run, and the share of them that
-decode needs: tokens/s times the file's bytes that one token passes through.
+and the largest resident set of both in "prefill" and "decode", which counts mapped files too. Beside every "decode" stand the bytes
+a second that the machine reads right before and right after headrace's run, and the share of them that decode needs: tokens/s
+times the file's bytes that one token passes through.
 """
 import argparse
 import json
@@ -73,10 +73,16 @@ class Peer:
     def __init__(self, programs, model, threads):
         self.programs, self.model, self.threads, self.resident = programs, model, threads, 0
 
-    def single(self):
-        rows, resident = llama_bench(self.programs, self.model, self.threads, "-p", "512", "-n", "128")
+    def one(self, n_prompt, n_generated):
+        rows, resident = llama_bench(self.programs, self.model, self.threads, "-p", n_prompt, "-n", n_generated)
         self.resident = max(self.resident, resident)
-        return {"prefill": next(r["avg_ts"] for r in rows if r["n_prompt"]), "decode": next(r["avg_ts"] for r in rows if r["n_gen"])}
+        return rows[0]["avg_ts"]
+
+    def prefill(self):
+        return {"prefill": self.one(512, 0)}
+
+    def decode(self):
+        return {"decode": self.one(0, 128)}
 
     def prefill2048(self):
         return {"prefill2048": llama_bench(self.programs, self.model, self.threads, "-p", "2048", "-n", "0", "--no-warmup")[0][0]["avg_ts"]}
@@ -124,12 +130,14 @@ class Ours(Peer):
         self.compute = row["compute"]
         return row
 
-    def single(self):
-        prefill = self.latency(512, 2, watch=True)["prefill_tokens_per_s"]
+    def prefill(self):
+        return {"prefill": self.latency(512, 2, watch=True)["prefill_tokens_per_s"]}
+
+    def decode(self):
         before = self.measure_bandwidth()
         decode = self.latency(1, 128, watch=True)["decode_tokens_per_s"]
         self.bandwidth.append((before + self.measure_bandwidth()) / 2)
-        return {"prefill": prefill, "decode": decode}
+        return {"decode": decode}
 
     def prefill2048(self):
         return {"prefill2048": self.latency(2048, 2)["prefill_tokens_per_s"]}
@@ -143,22 +151,24 @@ class Ours(Peer):
         return {"depth": self.latency(8192, 32)["decode_tokens_per_s"] / self.latency(1, 32)["decode_tokens_per_s"]}
 
 
-METHODS = {"prefill": "single", "decode": "single", "prefill2048": "prefill2048", "streams8": ("streams", 8), "streams32": ("streams", 32), "depth": "depth"}
+STREAMS = {"streams8": 8, "streams32": 32}  # the other figures are the sides' methods
 
 
-def run(side, method):
-    return side.streams(method[1]) if isinstance(method, tuple) else getattr(side, method)()
+def run(side, figure):
+    return side.streams(STREAMS[figure]) if figure in STREAMS else getattr(side, figure)()
 
 
 def compare(programs, shape, kind, figures, rounds, threads):
     peer = Peer(programs, ensure(shape, "gguf-f16" if kind == "bf16" else f"gguf-{kind}", CACHE), threads)
     ours = Ours(ensure(shape, "bf16" if kind == "bf16" else f"gguf-{kind}", CACHE), threads)
     taken = {"llama.cpp": {}, "headrace": {}}
+    sides = [("llama.cpp", peer), ("headrace", ours)]
     for _ in range(rounds):  # each figure of both sides back to back: the shorter the time between them, the less drift
-        for method in dict.fromkeys(METHODS[f] for f in figures):
-            for name, side in (("llama.cpp", peer), ("headrace", ours)):
-                for figure, value in run(side, method).items():
-                    taken[name].setdefault(figure, []).append(value)
+        for figure in figures:
+            for name, side in sides:
+                for key, value in run(side, figure).items():
+                    taken[name].setdefault(key, []).append(value)
+        sides.reverse()
     result = {"shape": shape, "format": kind, "threads": threads, "rounds": rounds, "compute": ours.compute, "figures": taken,
               "ratio": {f: median(taken["headrace"][f]) / median(taken["llama.cpp"][f]) for f in taken["llama.cpp"]},
               "resident_bytes": {"llama.cpp": peer.resident, "headrace": ours.resident, "headrace, anonymous": ours.anonymous}}
