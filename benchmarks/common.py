@@ -31,7 +31,7 @@ def machine():
             flags = set(value.split())
     known = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8"]
     memory = next(int(l.split()[1]) // 1024 for l in open("/proc/meminfo") if l.startswith("MemTotal"))
-    return {"cpu": cpu, "extensions": [f for f in known if f in flags], "cores": os.cpu_count(), "memory_mib": memory, "kernel": platform.release()}
+    return {"cpu": cpu, "extensions": [f for f in known if f in flags], "cores": os.cpu_count(), "memory_mib": memory, "kernel": platform.release().partition("-")[0]}
 
 
 def commit():

@@ -30,7 +30,7 @@ typedef struct hr_server_options {
     uint16_t port;                  /* 0: the system chooses; the ready line tells [8000] */
     const char *const *model_names; /* names that "model" may have; the first is shown [the model's own name] */
     size_t n_model_names;
-    const char *const *api_keys; /* any of them opens every route but the health checks [none: open] */
+    const char *const *api_keys; /* any of them opens the routes that need one (routes.c) [none: all open] */
     size_t n_api_keys;
     const char *const *allowed_origins; /* CORS: exact origins, or "*" [none] */
     size_t n_allowed_origins;
