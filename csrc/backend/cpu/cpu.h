@@ -22,6 +22,7 @@ enum {
     HR_CPU_CHANNELS = 128, /* channels in one piece of convolution work */
     HR_CPU_TILE_MAX = 64,  /* outputs in one piece of a matrix product */
     HR_CPU_TILE_MIN = 16,
+    HR_CPU_TILE_SOLO = 256, /* the same with one or two rows */
 };
 
 /* What one thread has for itself. */

@@ -2,11 +2,15 @@
  *
  * A stage hands out tiles of outputs: each weight is read by one thread, once a step, for all rows, which is what
  * matters when the weights are larger than every cache. Tiles are small enough that each thread gets several, so that a
- * thread that lost its core for a while does not hold up the stage.
+ * thread that lost its core for a while does not hold up the stage. With one or two rows they are larger: gate and up
+ * lie apart, and going from one to the other breaks the stream that the memory system follows.
  */
 #include "backend/cpu/cpu.h"
 
-enum { INLINE_WORK = 1 << 16 /* multiplications below which waking another thread costs more than it saves */ };
+enum {
+    INLINE_WORK = 1 << 16, /* multiplications below which waking another thread costs more than it saves */
+    SOLO_ROWS = 2,         /* up to here memory alone sets the pace */
+};
 
 typedef struct multiply_stage {
     hr_cpu *cpu;
@@ -90,12 +94,15 @@ void hr_cpu_multiply(hr_cpu *cpu, hr_cpu_product *products, uint32_t n)
 {
     multiply_stage stage = {.cpu = cpu, .products = products, .n = n, .tile = HR_CPU_TILE_MAX};
     uint64_t n_outputs = 0, work = 0;
-    uint32_t n_tiles = 0;
+    uint32_t n_tiles = 0, most_rows = 0;
 
     for (uint32_t i = 0; i < n; i++) {
+        most_rows = products[i].n_rows > most_rows ? products[i].n_rows : most_rows;
         n_outputs += products[i].w->rows;
         work += (uint64_t)products[i].w->rows * products[i].w->cols * products[i].n_rows;
     }
+    if (most_rows <= SOLO_ROWS && most_rows * HR_CPU_TILE_SOLO <= cpu->options.max_rows * HR_CPU_TILE_MAX)
+        stage.tile = HR_CPU_TILE_SOLO;
     while (stage.tile > HR_CPU_TILE_MIN && n_outputs / stage.tile < (uint64_t)4 * cpu->n_threads)
         stage.tile /= 2;
     for (uint32_t i = 0; i < n; i++) {
