@@ -145,7 +145,9 @@ class Ours(Peer):
     def streams(self, n):
         out, _, _ = run_watching([HEADRACE, "bench", "throughput", "--model", self.model, "--threads", self.threads, "--input-len", 16, "--output-len", 64,
                                   "--num-prompts", n, "--max-concurrency", n, "--json", "--quiet"])
-        return {f"streams{n}": json.loads(out)["decode_tokens_per_s"]}
+        row = json.loads(out)
+        self.compute = row["compute"]
+        return {f"streams{n}": row["decode_tokens_per_s"]}
 
     def depth(self):
         return {"depth": self.latency(8192, 32)["decode_tokens_per_s"] / self.latency(1, 32)["decode_tokens_per_s"]}
