@@ -192,7 +192,7 @@ static headrace_status matrix_at(const binder *in, const hr_tensor *tensor, uint
 {
     size_t row_bytes = hr_dtype_row_bytes(tensor->dtype, cols);
     size_t alignment = tensor->dtype == HR_F32 ? 4 : 2;
-    const unsigned char *data = (const unsigned char *)tensor->data + first_row * row_bytes;
+    const unsigned char *in_file = (const unsigned char *)tensor->data + first_row * row_bytes, *data = in_file;
 
     if ((uintptr_t)data % alignment != 0)
         *in->is_misplaced = true;
@@ -201,10 +201,11 @@ static headrace_status matrix_at(const binder *in, const hr_tensor *tensor, uint
 
         if (!copy)
             return hr_fail(in->err, HEADRACE_E_MEMORY, "tensor '%s': no memory for an aligned copy", tensor->name);
-        memcpy(copy, data, rows * row_bytes);
+        memcpy(copy, in_file, rows * row_bytes);
         data = copy;
     }
-    *out = (hr_matrix){.data = data, .dtype = tensor->dtype, .rows = rows, .cols = cols, .row_bytes = row_bytes};
+    *out = (hr_matrix){
+        .data = data, .in_file = in_file, .dtype = tensor->dtype, .rows = rows, .cols = cols, .row_bytes = row_bytes};
     return HEADRACE_OK;
 }
 

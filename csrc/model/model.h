@@ -28,7 +28,9 @@ enum {
 
 /* A weight matrix [rows = outputs, cols = inputs], applied as y = W x. */
 typedef struct hr_matrix {
-    const void *data; /* borrowed from the mapping; no alignment promised beyond the element's */
+    const void *data;    /* borrowed from the mapping; no alignment promised beyond the element's */
+    const void *in_file; /* the same bytes in the mapping, for messages: data itself, unless elements lie at odd
+                            addresses there and data is a copy. NULL where there is no file */
     hr_dtype dtype;
     uint32_t rows, cols;
     size_t row_bytes;

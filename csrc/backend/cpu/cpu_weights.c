@@ -235,11 +235,11 @@ static void pack_loop(void *user, uint32_t worker, uint32_t begin, uint32_t end)
     (void)pthread_mutex_unlock(&p->lock);
 }
 
-/* Names the tensor whose bytes the matrix is. */
+/* Names the tensor whose bytes the matrix is, or is a copy of. */
 static headrace_status name_tensor(const packer *p, headrace_error *err)
 {
     const hr_tensor_file *file = p->model->file;
-    const hr_tensor *tensor = file ? hr_tensor_file_at(file, p->from.data) : NULL;
+    const hr_tensor *tensor = file ? hr_tensor_file_at(file, p->from.in_file) : NULL;
 
     if (err)
         *err = p->err;
@@ -247,7 +247,7 @@ static headrace_status name_tensor(const packer *p, headrace_error *err)
         return hr_prefix(err, p->status, "a matrix that lies in no file");
     if (tensor->rank > 2) /* experts stand one after the other */
         (void)hr_prefix(err, p->status, "expert %zu",
-                        (size_t)((uintptr_t)p->from.data - (uintptr_t)tensor->data) /
+                        (size_t)((uintptr_t)p->from.in_file - (uintptr_t)tensor->data) /
                             (p->from.rows * p->from.row_bytes));
     return hr_prefix(err, p->status, "%s: tensor '%s'", file->paths[tensor->shard], tensor->name);
 }

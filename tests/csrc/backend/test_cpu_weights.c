@@ -166,9 +166,66 @@ static void the_pages_of_packed_matrices_are_given_back_and_come_again(void **st
     hr_model_close(model);
 }
 
-/* Copies a file with one scale of one tensor replaced; returns what opening the backend says. */
-static void check_refusal(const char *file, const char *tensor_name, uint64_t offset, uint16_t scale, bool exact,
-                          const char *expected)
+/* Where the last tensor's entry ends and padding begins. Entries stand one after the other: a name with its length, the
+ * rank, the dimensions, the type and the offset. */
+static size_t end_of_entries(const hr_tensor_file *file, const char *bytes, size_t len)
+{
+    size_t first = len, n = 0;
+
+    for (uint32_t i = 0; i < file->n_tensors; i++) {
+        const hr_tensor *tensor = &file->tensors[i];
+        uint64_t name_len = strlen(tensor->name);
+        char name[8 + HR_TENSOR_NAME_MAX];
+        const char *found;
+
+        memcpy(name, &name_len, 8);
+        memcpy(name + 8, tensor->name, name_len);
+        found = memmem(bytes, len, name, 8 + name_len);
+        assert_non_null(found);
+        first = (size_t)(found - bytes) < first ? (size_t)(found - bytes) : first;
+        n += 8 + name_len + 4 + 8 * (size_t)tensor->rank + 4 + 8;
+    }
+    return first + n;
+}
+
+/* The file with alignment 1 and its data at an odd byte: two more keys, the second as long as that needs. *bytes is
+ * replaced. */
+static void misplace_data(const hr_tensor_file *file, char **bytes, size_t *len)
+{
+    static const char alignment[] = "\x11\0\0\0\0\0\0\0general.alignment\x04\0\0\0\x01\0\0\0"; /* a U32 */
+    size_t entries_end = end_of_entries(file, *bytes, *len), data_at = *len, n = 0;
+    uint64_t n_keys, name_len;
+    char *out = malloc(*len + 100);
+
+    assert_non_null(out);
+    for (uint32_t i = 0; i < file->n_tensors; i++)
+        data_at = file->tensors[i].file_offset < data_at ? (size_t)file->tensors[i].file_offset : data_at;
+    assert_true(entries_end <= data_at && data_at - entries_end < 32);
+    memcpy(out, *bytes, 24);
+    memcpy(&n_keys, out + 16, 8);
+    n_keys += 2;
+    memcpy(out + 16, &n_keys, 8);
+    n = 24;
+    memcpy(out + n, alignment, sizeof alignment - 1);
+    n += sizeof alignment - 1;
+    name_len = (n + 8 + 4 + 1 + entries_end - 24) % 2 ? 2 : 1;
+    memcpy(out + n, &name_len, 8);
+    memset(out + n + 8, 'x', name_len);
+    memset(out + n + 8 + name_len, 0, 4 + 1); /* a U8 */
+    n += 8 + name_len + 4 + 1;
+    memcpy(out + n, *bytes + 24, entries_end - 24);
+    n += entries_end - 24;
+    assert_int_equal(n % 2, 1);
+    memcpy(out + n, *bytes + data_at, *len - data_at);
+    *len = n + *len - data_at;
+    free(*bytes);
+    *bytes = out;
+}
+
+/* Copies a file with one scale of one tensor replaced, and all data moved to odd addresses if asked; compares what
+ * opening the backend says. */
+static void check_refusal_placed(const char *file, const char *tensor_name, uint64_t offset, uint16_t scale, bool exact,
+                                 bool at_odd_bytes, const char *expected)
 {
     char path[512], folder[128];
     hr_model *model;
@@ -187,6 +244,8 @@ static void check_refusal(const char *file, const char *tensor_name, uint64_t of
     assert_non_null(tensor);
     assert_true(offset + 2 <= tensor->n_bytes);
     memcpy(bytes + tensor->file_offset + offset, &scale, sizeof scale);
+    if (at_odd_bytes)
+        misplace_data(model->file, &bytes, &len);
     hr_model_close(model);
     hr_test_make_folder(folder, sizeof folder);
     hr_test_write_file(folder, "broken.gguf", bytes, len);
@@ -194,12 +253,20 @@ static void check_refusal(const char *file, const char *tensor_name, uint64_t of
     (void)snprintf(path, sizeof path, "%s/broken.gguf", folder);
     model = open_model(path);
     options.exact = exact;
+    tensor = hr_tensor_file_find(model->file, tensor_name);
+    assert_int_equal(tensor->file_offset % 2, at_odd_bytes); /* the golden files' tensors have even offsets */
     assert_int_equal(hr_backend_cpu.open(model, &options, 4, 1, &backend, &err), HEADRACE_E_MODEL);
     assert_null(backend);
     if (!strstr(err.message, expected) || strncmp(err.message, path, strlen(path)) != 0)
         fail_msg("\"%s\" does not say \"%s\" of %s", err.message, expected, path);
     hr_model_close(model);
     hr_test_remove_folder(folder);
+}
+
+static void check_refusal(const char *file, const char *tensor_name, uint64_t offset, uint16_t scale, bool exact,
+                          const char *expected)
+{
+    check_refusal_placed(file, tensor_name, offset, scale, exact, false, expected);
 }
 
 static void a_scale_that_is_not_finite_is_refused_by_name(void **state)
@@ -232,6 +299,22 @@ static void an_expert_s_scale_too(void **state)
     hr_model_close(model);
 }
 
+static void a_scale_at_an_odd_byte_too(void **state)
+{
+    hr_model *model = open_model(GGUF_FOLDER "moe_tiny-q4_0.gguf");
+    const hr_matrix *expert = &model->layers[2].experts[3].up;
+
+    (void)state;
+    for (int exact = 0; exact < 2; exact++) {
+        check_refusal_placed("dense_tiny-q8_0.gguf", "token_embd.weight", 34, 0x7C01, exact, true,
+                             ": tensor 'token_embd.weight': row 0, block 1: ");
+        check_refusal_placed("moe_tiny-q4_0.gguf", "blk.2.ffn_up_exps.weight",
+                             ((size_t)3 * expert->rows + 2) * expert->row_bytes, 0x7FFF, exact, true,
+                             ": tensor 'blk.2.ffn_up_exps.weight': expert 3: row 2, block 0: ");
+    }
+    hr_model_close(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -239,6 +322,7 @@ int main(void)
         cmocka_unit_test(the_pages_of_packed_matrices_are_given_back_and_come_again),
         cmocka_unit_test(a_scale_that_is_not_finite_is_refused_by_name),
         cmocka_unit_test(an_expert_s_scale_too),
+        cmocka_unit_test(a_scale_at_an_odd_byte_too),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
