@@ -1,6 +1,9 @@
 /* One open hash table for each length of n-gram. An entry is where an n-gram ended last, so that the ids themselves are
  * the key and a newer occurrence simply takes the place of the older one. A table has at least twice as many entries as
- * there can be n-grams: a probe ends after a few, and a table is never full.
+ * there can be n-grams: a search ends after one or two probes, and one in ten thousand n-grams of an ordinary text
+ * finds no place within HR_LOOKUP_PROBES_MAX. Where it finds none, the one that ended longest ago gives way: a text
+ * chosen so that its n-grams collide gets fewer guesses and takes no more of the engine thread's time than that many
+ * probes an n-gram. No secret in the hash is needed for it.
  *
  * Tables begin small and are made anew, twice as large, when the ids outgrow them: memory is reserved for the longest
  * answer, and most answers end early.
@@ -46,37 +49,53 @@ static uint64_t hash_ids(const int32_t *ids, uint32_t n)
     return hr_mix64(hash);
 }
 
-/* The entry of the n-gram of length n that ends at `end`: its own, or the empty one it belongs into. */
-static uint32_t *entry_of(const hr_lookup *lookup, const int32_t *ids, uint32_t end, uint32_t n)
+/* Where the n-gram of length n that ends at `end` ended before; 0: nowhere that is remembered. *entry: its own entry,
+ * or else the one that it may take. */
+static uint32_t find(const hr_lookup *lookup, const int32_t *ids, uint32_t end, uint32_t n, uint32_t **entry)
 {
     uint32_t *table = lookup->tables + (size_t)(n - lookup->min) * lookup->n_entries;
-    uint32_t mask = lookup->n_entries - 1, at = (uint32_t)hash_ids(ids + end - n, n) & mask;
+    uint32_t mask = lookup->n_entries - 1, home = (uint32_t)hash_ids(ids + end - n, n) & mask;
 
-    while (table[at] != 0 && memcmp(ids + table[at] - n, ids + end - n, n * sizeof *ids) != 0)
-        at = (at + 1) & mask;
-    return &table[at];
+    *entry = &table[home];
+    for (uint32_t i = 0; i < HR_LOOKUP_PROBES_MAX; i++) {
+        uint32_t *at = &table[(home + i) & mask];
+
+        if (*at < **entry)
+            *entry = at;
+        if (*at == 0)
+            return 0;
+        if (memcmp(ids + *at - n, ids + end - n, n * sizeof *ids) == 0) {
+            *entry = at;
+            return *at;
+        }
+    }
+    return 0;
 }
 
 static void take_in(hr_lookup *lookup, const int32_t *ids, uint32_t n_ids)
 {
+    uint32_t *entry;
+
     if (lookup->n_entries < table_entries(n_ids)) {
         lookup->n_entries = table_entries(n_ids);
         lookup->n_indexed = 0;
         memset(lookup->tables, 0, (size_t)(lookup->max - lookup->min + 1) * lookup->n_entries * sizeof *lookup->tables);
     }
     for (; lookup->n_indexed + 1 < n_ids; lookup->n_indexed++)
-        for (uint32_t n = lookup->min; n <= lookup->max && n <= lookup->n_indexed + 1; n++)
-            *entry_of(lookup, ids, lookup->n_indexed + 1, n) = lookup->n_indexed + 1;
+        for (uint32_t n = lookup->min; n <= lookup->max && n <= lookup->n_indexed + 1; n++) {
+            (void)find(lookup, ids, lookup->n_indexed + 1, n, &entry);
+            *entry = lookup->n_indexed + 1;
+        }
 }
 
 uint32_t hr_lookup_propose(hr_lookup *lookup, int32_t *ids, uint32_t n_ids, uint32_t n_wanted)
 {
-    uint32_t found = 0;
+    uint32_t found = 0, *entry;
 
     take_in(lookup, ids, n_ids);
     for (uint32_t n = lookup->max; n >= lookup->min && found == 0; n--)
         if (n < n_ids)
-            found = *entry_of(lookup, ids, n_ids, n);
+            found = find(lookup, ids, n_ids, n, &entry);
     if (found == 0)
         return 0;
     for (uint32_t i = 0; i < n_wanted; i++)

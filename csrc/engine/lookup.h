@@ -1,5 +1,5 @@
 /* Prompt lookup: where did the last few ids of a sequence stand before, and what followed? An index of one sequence's
- * n-grams that grows with its ids: O(1) an id, no scan of the context. */
+ * n-grams that grows with its ids: O(1) an id whatever the ids are, no scan of the context. */
 #ifndef HR_ENGINE_LOOKUP_H
 #define HR_ENGINE_LOOKUP_H
 
@@ -7,7 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { HR_LOOKUP_LENGTH_MAX = 16 }; /* of an n-gram */
+enum {
+    HR_LOOKUP_LENGTH_MAX = 16, /* of an n-gram */
+    HR_LOOKUP_PROBES_MAX = 16, /* entries looked at for an n-gram */
+};
 
 /* Owned by the engine thread after it was placed. */
 typedef struct hr_lookup {
@@ -25,7 +28,8 @@ void hr_lookup_place(hr_lookup *lookup, uint32_t min, uint32_t max, uint32_t *me
 /* Takes in ids[0 .. n_ids), of which those seen before are as they were, and writes up to n_wanted guesses behind them,
  * at ids[n_ids ..]: what followed the latest earlier occurrence of the longest suffix that has one. Where that reaches
  * the end of what is known it goes on with the guesses themselves, as in a text that repeats. Returns how many:
- * n_wanted, or 0 when no suffix was seen before. No allocation. */
+ * n_wanted, or 0 when no suffix was seen before. An old occurrence may be forgotten where more n-grams than
+ * HR_LOOKUP_PROBES_MAX have their place in the same spot. No allocation. */
 uint32_t hr_lookup_propose(hr_lookup *lookup, int32_t *ids, uint32_t n_ids, uint32_t n_wanted);
 
 #endif

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-enum { N_IDS = 3000, N_GUESSES = 8 };
+enum { N_IDS = 3000, N_GUESSES = 8, SMALLEST = 256 /* entries of a table */ };
 
 /* Where the longest suffix of ids[0 .. n) with an earlier occurrence ended there last; 0: nowhere. */
 static uint32_t scan(const int32_t *ids, uint32_t n_ids, uint32_t min, uint32_t max)
@@ -88,6 +88,53 @@ static void what_was_never_said_gives_no_guess(void **state)
     assert_int_equal(hr_lookup_propose(&lookup, ids, 4, 4), 0);
 }
 
+/* The place of a bigram in the smallest table, found by putting nothing else there. */
+static uint32_t place_of(int32_t first, int32_t second)
+{
+    int32_t ids[4] = {first, second, 0};
+    uint32_t memory[SMALLEST], at = 0;
+    hr_lookup lookup;
+
+    hr_lookup_place(&lookup, 2, 2, memory);
+    assert_int_equal(hr_lookup_propose(&lookup, ids, 3, 1), 0);
+    assert_int_equal(lookup.n_entries, SMALLEST);
+    while (memory[at] == 0)
+        at++;
+    return at;
+}
+
+static uint32_t entries_in_use(const uint32_t *memory)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < SMALLEST; i++)
+        n += memory[i] != 0;
+    return n;
+}
+
+/* Were each of them put into the next empty entry, the search for the last would look at all others. */
+static void bigrams_chosen_to_collide_cost_few_probes(void **state)
+{
+    enum { N = SMALLEST / 2, PLACE = 250 };
+    int32_t ids[N + 4] = {1};
+    uint32_t memory[SMALLEST];
+    hr_lookup lookup;
+
+    (void)state;
+    assert_int_equal(hr_lookup_size(2, 2, N), SMALLEST);
+    for (uint32_t i = 1; i < N; i++)
+        for (ids[i] = ids[i - 1] + 1; place_of(ids[i - 1], ids[i]) != PLACE;) /* rising: no bigram comes twice */
+            ids[i]++;
+    hr_lookup_place(&lookup, 2, 2, memory);
+    assert_int_equal(hr_lookup_propose(&lookup, ids, N - 2, 4), 0);
+    assert_int_equal(entries_in_use(memory), HR_LOOKUP_PROBES_MAX);
+    for (uint32_t i = 0; i < HR_LOOKUP_PROBES_MAX; i++) /* the entries from its place on, and no others */
+        assert_true(memory[(PLACE + i) % SMALLEST] != 0);
+    memcpy(ids + N - 2, ids + N - 8, 2 * sizeof *ids); /* the newest are remembered */
+    assert_int_equal(hr_lookup_propose(&lookup, ids, N, 4), 4);
+    assert_memory_equal(ids + N, ids + N - 6, 4 * sizeof *ids);
+}
+
 static void guesses_grow_while_they_are_right(void **state)
 {
     hr_pace pace;
@@ -143,6 +190,7 @@ int main(void)
         cmocka_unit_test(guesses_are_those_of_a_scan),
         cmocka_unit_test(a_text_that_repeats_goes_on_repeating),
         cmocka_unit_test(what_was_never_said_gives_no_guess),
+        cmocka_unit_test(bigrams_chosen_to_collide_cost_few_probes),
         cmocka_unit_test(guesses_grow_while_they_are_right),
         cmocka_unit_test(wrong_guesses_bring_rests_that_grow_and_end),
         cmocka_unit_test(no_guesses_are_wanted_where_none_are_allowed),
