@@ -10,7 +10,7 @@
 /* One sequence that could use guesses in the next step. */
 typedef struct hr_guess_job {
     hr_sequence *sequence;
-    uint32_t n; /* in: at most so many, >= 1; out: how many were written */
+    uint32_t n; /* in: at most so many, >= 1, and n_total + n <= max_positions; out: how many were written */
 } hr_guess_job;
 
 typedef struct hr_proposer hr_proposer;
@@ -22,9 +22,10 @@ typedef struct hr_proposer_ops {
     void (*close)(hr_proposer *proposer);
 } hr_proposer_ops;
 
-/* One thread (the engine's) calls all functions. */
+/* One thread (the engine's) calls all functions. The first member of every proposer. */
 struct hr_proposer {
-    const hr_proposer_ops *ops; /* first member of every proposer */
+    const hr_proposer_ops *ops;
+    uint32_t max_positions; /* guesses end there, so that nobody keeps rows for more; 0: anywhere */
 };
 
 /* Prompt lookup: in each sequence's own index, which its request has placed. Static: nothing to free. */

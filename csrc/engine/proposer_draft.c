@@ -5,9 +5,10 @@
  * the same token, at any temperature.
  *
  * It is a second instance of the same backend. A sequence's seat is that of its state slot; the seat's pages come from
- * a pool as large as the model's, and a seat that cannot have pages gives no guesses until it can. There is no prefix
- * cache: a sequence's first guesses cost its whole prompt once more, in the draft model, in pieces of a step's rows
- * after sequences that are nearly up to date.
+ * a pool as large as the model's. A seat has all the pages that it needs or, where they cannot be had, none and gives
+ * no guesses until they can: what it gave up serves the others. There is no prefix cache: a sequence's first guesses
+ * cost its whole prompt once more, in the draft model, in pieces of a step's rows after sequences that are nearly up to
+ * date.
  *
  * A round: one step runs what was said since the last round and draws the first guess of each sequence; the state is
  * kept in the spare slot; a step of one row a sequence draws each further guess; the state is put back. So a seat
@@ -33,7 +34,7 @@ typedef struct draft {
     const hr_backend_ops *ops;
     hr_backend *backend;
     hr_backend_options options;
-    uint32_t max_seqs, pages_per_sequence, max_positions;
+    uint32_t max_seqs, pages_per_sequence;
     hr_kv_pages pages;
     seat *seats;      /* [max_seqs] */
     uint32_t *tables; /* [max_seqs, pages_per_sequence] */
@@ -105,30 +106,49 @@ static seat *seat_of(draft *d, const hr_sequence *sequence)
     return s;
 }
 
-/* A free page, if need be by clearing the seats that had no part in this round: most of them are nobody's any more. */
-static uint32_t take_page(draft *d)
+/* Whether a seat has pages that may be taken from it: it has no part in this round. Its sequence is gone, or rests. */
+static bool is_idle(const draft *d, const seat *s)
 {
-    if (d->pages.n_free == 0)
-        for (uint32_t i = 0; i < d->max_seqs; i++)
-            if (d->seats[i].used_in != d->n_rounds)
-                clear_seat(d, i);
-    return hr_kv_pages_take(&d->pages);
+    return s->n_pages > 0 && s->used_in != d->n_rounds;
 }
 
-/* Makes sure of pages for n_positions. */
+static uint32_t longest_idle_slot(const draft *d)
+{
+    uint32_t longest = d->max_seqs;
+
+    for (uint32_t i = 0; i < d->max_seqs; i++)
+        if (is_idle(d, &d->seats[i]) && (longest == d->max_seqs || d->seats[i].used_in < d->seats[longest].used_in))
+            longest = i;
+    return longest;
+}
+
+/* Frees n pages, if need be by clearing idle seats: no more of them than that takes, since one that only rests would
+ * pay its whole prompt again, and none if all of them would not do. */
+static bool free_pages(draft *d, uint32_t n)
+{
+    uint32_t n_available = d->pages.n_free;
+
+    for (uint32_t i = 0; i < d->max_seqs; i++)
+        n_available += is_idle(d, &d->seats[i]) ? d->seats[i].n_pages : 0;
+    if (n_available < n)
+        return false;
+    while (d->pages.n_free < n)
+        clear_seat(d, longest_idle_slot(d));
+    return true;
+}
+
+/* Makes sure of pages for n_positions. False: the seat has none any more. */
 static bool take_pages(draft *d, const hr_sequence *sequence, seat *s, uint32_t n_positions)
 {
     uint32_t n = hr_pages_for(n_positions, d->options.page_tokens);
 
-    if (n_positions > d->max_positions || n > d->pages_per_sequence)
+    HR_ASSERT(n_positions <= d->base.max_positions);
+    if (n > s->n_pages && !free_pages(d, n - s->n_pages)) {
+        clear_seat(d, sequence->state_slot);
         return false;
-    while (s->n_pages < n) {
-        uint32_t page = take_page(d);
-
-        if (page == HR_NO_PAGE)
-            return false;
-        table_of(d, sequence)[s->n_pages++] = page;
     }
+    while (s->n_pages < n)
+        table_of(d, sequence)[s->n_pages++] = hr_kv_pages_take(&d->pages);
     return true;
 }
 
@@ -276,7 +296,9 @@ headrace_status hr_draft_open(const hr_backend_ops *ops, const hr_model *model, 
     d->options = own_options(options);
     d->max_seqs = max_seqs;
     d->pages_per_sequence = options->max_page_refs / max_seqs;
-    d->max_positions = model->arch.max_positions ? model->arch.max_positions : UINT32_MAX;
+    d->base.max_positions = d->pages_per_sequence * options->page_tokens;
+    if (model->arch.max_positions > 0 && model->arch.max_positions < d->base.max_positions)
+        d->base.max_positions = model->arch.max_positions;
     d->seats = calloc(max_seqs, sizeof *d->seats);
     d->tables = calloc((size_t)max_seqs * d->pages_per_sequence, sizeof *d->tables);
     d->outputs_of = calloc(max_seqs, sizeof *d->outputs_of);

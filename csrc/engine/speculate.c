@@ -87,6 +87,17 @@ uint32_t hr_engine_max_guesses(const hr_engine *engine, const hr_submit *submit)
     return submit->limits_guesses && submit->max_guesses < most ? submit->max_guesses : most;
 }
 
+/* Guesses that the proposer could make for a sequence and the scheduler could use. */
+static uint32_t guesses_for(const hr_engine *engine, const hr_sequence *sequence)
+{
+    uint32_t n = hr_scheduler_guesses_for(&engine->scheduler, sequence), end = engine->proposer->max_positions, left;
+
+    if (end == 0)
+        return n;
+    left = sequence->n_total < end ? end - sequence->n_total : 0;
+    return n < left ? n : left;
+}
+
 /* The sequences that could use guesses, and how many each wants. Returns how many sequences. */
 static uint32_t collect_jobs(hr_engine *engine)
 {
@@ -95,7 +106,7 @@ static uint32_t collect_jobs(hr_engine *engine)
 
     for (uint32_t i = 0; i < scheduler->n_running; i++) {
         hr_sequence *sequence = scheduler->running[i];
-        uint32_t n = hr_scheduler_guesses_for(scheduler, sequence), wanted = n > 0 ? hr_pace_next(&sequence->pace) : 0;
+        uint32_t n = guesses_for(engine, sequence), wanted = n > 0 ? hr_pace_next(&sequence->pace) : 0;
 
         if (wanted > 0)
             engine->jobs[n_jobs++] = (hr_guess_job){.sequence = sequence, .n = wanted < n ? wanted : n};
@@ -105,7 +116,7 @@ static uint32_t collect_jobs(hr_engine *engine)
 
 headrace_status hr_engine_guess(hr_engine *engine, headrace_error *err)
 {
-    uint32_t room = hr_scheduler_rows_for_guesses(&engine->scheduler), n_jobs, share;
+    uint32_t room = hr_scheduler_rows_for_guesses(&engine->scheduler), n_jobs;
     headrace_status status;
 
     if (room == 0)
@@ -114,11 +125,14 @@ headrace_status hr_engine_guess(hr_engine *engine, headrace_error *err)
     if (n_jobs == 0)
         return HEADRACE_OK;
     if (n_jobs > room)
-        n_jobs = room; /* the first in order */
-    share = room / n_jobs;
-    for (uint32_t i = 0; i < n_jobs; i++)
+        n_jobs = room;                      /* the first in order */
+    for (uint32_t i = 0; i < n_jobs; i++) { /* what one does not want is shared by those after it */
+        uint32_t share = room / (n_jobs - i);
+
         if (engine->jobs[i].n > share)
             engine->jobs[i].n = share;
+        room -= engine->jobs[i].n;
+    }
     atomic_store(&engine->in_backend_since_us, hr_now_us());
     status = engine->proposer->ops->propose(engine->proposer, engine->jobs, n_jobs, err);
     atomic_store(&engine->in_backend_since_us, 0);

@@ -630,6 +630,237 @@ static void a_draft_model_guesses_for_every_request_of_a_long_row(void **state)
     (void)close_engine(engine);
 }
 
+/* Three of the same long prompt need 3 x 8 pages of the draft model's 16; the model shares the prompt's. */
+static void choices_that_do_not_all_fit_the_draft_model_leave_it_to_those_that_do(void **state)
+{
+    enum { N = 3, N_PROMPT = 90, N_TOKENS = 30 };
+    client_answer without[N], with[N];
+    hr_speculation speculation[] = {{0}, {.max_guesses = 3, .draft_model = tiny}};
+    headrace_sampling sampling = client_greedy(N_TOKENS);
+    int32_t prompt[N_PROMPT];
+    uint64_t n_guesses = 0;
+    hr_submit what;
+
+    (void)state;
+    model = tiny;
+    make_mixed();
+    sampling.temperature = 0.8f;
+    sampling.has_seed = true;
+    sampling.ignore_eos = true;
+    what = submit_of(&mixed[0]);
+    for (uint32_t i = 0; i < N_PROMPT; i++)
+        prompt[i] = (int32_t)(20 + hr_rng_at(3, i) % (model->arch.vocab_size - 40));
+    what.prompt_ids = prompt;
+    what.n_prompt = N_PROMPT;
+    what.sampling = &sampling;
+    what.n = N;
+    for (uint32_t i = 0; i < 2; i++) {
+        hr_engine *engine = open_engine(&speculation[i], 16, 512);
+        headrace_stats stats;
+
+        assert_int_equal(client_ask(engine, &what, i ? with : without), HEADRACE_OK);
+        stats = close_engine(engine);
+        assert_int_equal(stats.generation_tokens, N * N_TOKENS);
+        assert_int_equal(stats.preemptions, 0);
+        n_guesses = stats.spec_draft_tokens;
+    }
+    assert_memory_equal(with, without, sizeof with);
+    /* Two choices to their ends: of four tokens, three were guesses. */
+    assert_in_range(n_guesses, 2 * (N_TOKENS - 4) * 3 / 4, N * N_TOKENS);
+}
+
+/* ---------------------------------------------------------------- a draft model's seats, without an engine */
+
+enum { SEATS = 3, SEAT_IDS = 128, DRAFT_PAGES = 10 };
+
+static uint32_t n_draft_rows;
+
+static headrace_status begin_and_count(hr_backend *backend, hr_batch *batch, headrace_error *err)
+{
+    n_draft_rows += batch->n_rows;
+    return hr_backend_cpu.step_begin(backend, batch, err);
+}
+
+typedef struct seated {
+    hr_proposer *draft;
+    hr_sequence sequences[SEATS];
+    int32_t ids[SEATS][SEAT_IDS];
+} seated;
+
+/* Three sequences, none of which has an id yet, and a draft model with ten pages of 16 for them. */
+static void take_seats(seated *out, const hr_backend_ops *with)
+{
+    hr_backend_options options = {.n_threads = 1,
+                                  .page_tokens = PAGE_TOKENS,
+                                  .max_rows = 256,
+                                  .max_spans = SEATS,
+                                  .max_outputs = SEATS,
+                                  .max_page_refs = SEATS * SEAT_IDS / PAGE_TOKENS};
+    headrace_error err = {0};
+
+    if (hr_draft_open(with, tiny, &options, DRAFT_PAGES, SEATS, &out->draft, &err) != HEADRACE_OK)
+        fail_msg("%s", err.message);
+    for (uint32_t i = 0; i < SEATS; i++) {
+        for (uint32_t k = 0; k < SEAT_IDS; k++)
+            out->ids[i][k] = (int32_t)(20 + hr_rng_at(i, k) % (tiny->arch.vocab_size - 40));
+        out->sequences[i] = (hr_sequence){.ids = out->ids[i],
+                                          .n_prompt = 8,
+                                          .capacity = SEAT_IDS,
+                                          .sampling = {.top_p = 1, .repetition_penalty = 1},
+                                          .serial = i,
+                                          .state_slot = i};
+    }
+}
+
+/* A round with sequences first .. last of n_ids ids each. Returns the rows it took; guesses: of each. */
+static uint32_t guess_in_seats(seated *of, uint32_t first, uint32_t last, uint32_t n_ids, uint32_t *guesses)
+{
+    hr_guess_job jobs[SEATS];
+    headrace_error err = {0};
+    uint32_t n_before = n_draft_rows;
+
+    for (uint32_t i = first; i <= last; i++) {
+        of->sequences[i].n_total = n_ids;
+        jobs[i - first] = (hr_guess_job){.sequence = &of->sequences[i], .n = 2};
+    }
+    if (of->draft->ops->propose(of->draft, jobs, last - first + 1, &err) != HEADRACE_OK)
+        fail_msg("%s", err.message);
+    for (uint32_t i = first; i <= last; i++)
+        guesses[i] = jobs[i - first].n;
+    return n_draft_rows - n_before;
+}
+
+static void a_missing_page_costs_only_the_seat_that_idled_longest(void **state)
+{
+    hr_backend_ops counting = hr_backend_cpu;
+    uint32_t guesses[SEATS];
+    seated it;
+
+    (void)state;
+    counting.step_begin = begin_and_count;
+    take_seats(&it, &counting);
+    assert_int_equal(guess_in_seats(&it, 0, 0, 40, guesses), 40 + 1); /* three pages, */
+    assert_int_equal(guess_in_seats(&it, 1, 1, 40, guesses), 40 + 1); /* three more, */
+    assert_int_equal(guess_in_seats(&it, 2, 2, 72, guesses), 72 + 1); /* and five: one is missing */
+    assert_int_equal(guesses[2], 2);
+    assert_int_equal(guess_in_seats(&it, 1, 1, 42, guesses), 2 + 1); /* 1 kept its own */
+    assert_int_equal(guesses[1], 2);
+    assert_int_equal(guess_in_seats(&it, 0, 0, 40, guesses), 40 + 1); /* 0 lost them, and takes 2's */
+    it.draft->ops->close(it.draft);
+}
+
+static void a_seat_that_cannot_have_its_pages_keeps_and_takes_none(void **state)
+{
+    hr_backend_ops counting = hr_backend_cpu;
+    uint32_t guesses[SEATS];
+    seated it;
+
+    (void)state;
+    counting.step_begin = begin_and_count;
+    take_seats(&it, &counting);
+    (void)guess_in_seats(&it, 0, 2, 60, guesses); /* four pages each */
+    assert_int_equal(guesses[0], 2);
+    assert_int_equal(guesses[1], 2);
+    assert_int_equal(guesses[2], 0);
+    assert_int_equal(guess_in_seats(&it, 0, 2, 70, guesses), 2 * (10 + 1)); /* five, those that 2 did not keep */
+    assert_int_equal(guesses[0], 2);
+    assert_int_equal(guesses[1], 2);
+    assert_int_equal(guesses[2], 0);
+    (void)guess_in_seats(&it, 0, 0, 86, guesses); /* six: 1 idles and gives way */
+    assert_int_equal(guesses[0], 2);
+    assert_int_equal(guess_in_seats(&it, 1, 2, 86, guesses), 86 + 1); /* six of ten, so that four do not do for 2 */
+    assert_int_equal(guesses[1], 2);
+    assert_int_equal(guesses[2], 0);
+    it.draft->ops->close(it.draft);
+}
+
+/* Ten pages: 0 rests with four, 1 goes on with four, and 2 wants seven, more than 0's and the two that are free. */
+static void who_cannot_have_enough_takes_nothing_from_one_that_rests(void **state)
+{
+    hr_backend_ops counting = hr_backend_cpu;
+    uint32_t guesses[SEATS];
+    seated it;
+
+    (void)state;
+    counting.step_begin = begin_and_count;
+    take_seats(&it, &counting);
+    (void)guess_in_seats(&it, 0, 1, 60, guesses);
+    it.sequences[1].n_total = 61;
+    {
+        hr_guess_job jobs[2] = {{.sequence = &it.sequences[1], .n = 2}, {.sequence = &it.sequences[2], .n = 2}};
+        headrace_error err = {0};
+
+        it.sequences[2].n_total = 110;
+        assert_int_equal(it.draft->ops->propose(it.draft, jobs, 2, &err), HEADRACE_OK);
+        assert_int_equal(jobs[0].n, 2);
+        assert_int_equal(jobs[1].n, 0);
+    }
+    assert_int_equal(guess_in_seats(&it, 0, 0, 62, guesses), 2 + 1);
+    assert_int_equal(guesses[0], 2);
+    it.draft->ops->close(it.draft);
+}
+
+/* ---------------------------------------------------------------- rows that others cannot use */
+
+/* Guesses for mixed[0]; before it comes a sequence that is beyond the draft model's context, if asked. */
+static uint64_t guesses_beside(bool another, const client_answer *expected)
+{
+    hr_model short_draft = *tiny;
+    hr_submit what = submit_of(&mixed[0]), long_one = submit_of(&mixed[1]);
+    hr_request *requests[2] = {NULL};
+    headrace_error err = {0};
+    hr_request_times times;
+    client_answer answer;
+    hr_engine *engine;
+
+    short_draft.arch.max_positions = 64;
+    engine = open_engine(&(hr_speculation){.max_guesses = 14, .draft_model = &short_draft}, 400, 256);
+    if (another)
+        assert_int_equal(hr_engine_submit(engine, &long_one, &requests[1], &err), HEADRACE_OK);
+    assert_int_equal(hr_engine_submit(engine, &what, &requests[0], &err), HEADRACE_OK);
+    memset(&answer, 0, sizeof answer);
+    client_collect(requests[0], &answer);
+    assert_memory_equal(&answer, expected, sizeof answer);
+    times = hr_request_get_times(requests[0]);
+    hr_request_release(requests[0]);
+    if (another) {
+        memset(&answer, 0, sizeof answer);
+        client_collect(requests[1], &answer);
+        assert_int_equal(answer.n_ids, mixed[1].sampling.max_tokens);
+        assert_int_equal(hr_request_get_times(requests[1]).n_guesses, 0);
+        hr_request_release(requests[1]);
+    }
+    (void)close_engine(engine);
+    return times.n_guesses;
+}
+
+static void one_beyond_the_draft_model_s_context_takes_no_rows_from_others(void **state)
+{
+    client_answer expected;
+    hr_engine *engine;
+    hr_submit what;
+    uint64_t alone;
+
+    (void)state;
+    model = tiny;
+    make_mixed();
+    mixed[0].n_prompt = 8;
+    mixed[0].sampling = client_greedy(40);
+    mixed[0].sampling.ignore_eos = true;
+    mixed[1].n_prompt = N_PROMPT_MAX;
+    for (uint32_t i = 0; i < N_PROMPT_MAX; i++)
+        mixed[1].prompt[i] = (int32_t)(20 + i);
+    mixed[1].sampling = client_greedy(150);
+    mixed[1].sampling.ignore_eos = true;
+    what = submit_of(&mixed[0]);
+    engine = open_engine(&(hr_speculation){0}, 400, 256);
+    assert_int_equal(client_ask(engine, &what, &expected), HEADRACE_OK);
+    (void)close_engine(engine);
+    alone = guesses_beside(false, &expected);
+    assert_true(alone > 30);
+    assert_int_equal(guesses_beside(true, &expected), alone);
+}
+
 /* ---------------------------------------------------------------- pages and slots that others look at */
 
 /* A second question repeats the first with its answer, whose pages were filled by guesses. */
@@ -786,6 +1017,11 @@ int main(void)
         cmocka_unit_test(a_draft_model_without_memory_is_an_error_of_open),
         cmocka_unit_test(a_draft_model_that_fails_ends_answers_with_an_error_after_right_tokens),
         cmocka_unit_test(a_draft_model_guesses_for_every_request_of_a_long_row),
+        cmocka_unit_test(choices_that_do_not_all_fit_the_draft_model_leave_it_to_those_that_do),
+        cmocka_unit_test(a_missing_page_costs_only_the_seat_that_idled_longest),
+        cmocka_unit_test(a_seat_that_cannot_have_its_pages_keeps_and_takes_none),
+        cmocka_unit_test(who_cannot_have_enough_takes_nothing_from_one_that_rests),
+        cmocka_unit_test(one_beyond_the_draft_model_s_context_takes_no_rows_from_others),
         cmocka_unit_test(what_guesses_left_in_the_cache_serves_the_next_question),
         cmocka_unit_test(penalised_guesses_have_slots_of_their_own),
         cmocka_unit_test(what_cannot_be_is_refused_by_name),
