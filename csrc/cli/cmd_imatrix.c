@@ -5,6 +5,8 @@
 
 #include "base/clock.h"
 
+#include <dirent.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,18 +99,40 @@ static int save(const calibration *c, const char *text_path, const char *out)
     return HR_EXIT_OK;
 }
 
-/* Model or text: asked before the run, since writing would end in their loss or in a refusal after hours. */
-static bool is_an_input(const hr_options *options, const char *out)
+static bool is_same(const struct stat *there, const char *path)
 {
-    struct stat there, input;
-    const char *path;
+    struct stat input;
 
-    for (uint32_t i = 0; stat(out, &there) == 0 && (path = hr_options_argument(options, i)); i++)
-        if (stat(path, &input) == 0 && input.st_dev == there.st_dev && input.st_ino == there.st_ino) {
-            (void)fprintf(stderr, "headrace: --out %s: is %s, which is read\n", out, path);
-            return true;
-        }
-    return false;
+    return stat(path, &input) == 0 && input.st_dev == there->st_dev && input.st_ino == there->st_ino;
+}
+
+/* Model or text: asked before the run, since writing would end in their loss or in a refusal after hours. Of a model's
+ * folder every file counts, by whatever name or link: most are read, and none is known to be spare. */
+static bool is_an_input(const char *out, const char *input)
+{
+    struct stat there;
+    struct dirent *entry;
+    char path[PATH_MAX];
+    bool found = false;
+    DIR *dir;
+
+    if (stat(out, &there) != 0 || !S_ISREG(there.st_mode))
+        return false;
+    if (is_same(&there, input)) {
+        (void)fprintf(stderr, "headrace: --out %s: is %s, which is read\n", out, input);
+        return true;
+    }
+    dir = opendir(input);
+    while (dir && !found && (entry = readdir(dir)) != NULL) {
+        (void)snprintf(path, sizeof path, "%s/%s", input, entry->d_name);
+        found = is_same(&there, path);
+    }
+    if (dir)
+        (void)closedir(dir);
+    if (found)
+        (void)fprintf(stderr, "headrace: --out %s: is %s, a file of the model's folder; those are not replaced\n", out,
+                      path);
+    return found;
 }
 
 int hr_cmd_imatrix(int argc, char **argv)
@@ -117,32 +141,33 @@ int hr_cmd_imatrix(int argc, char **argv)
         argc, argv, HR_FOR_IMATRIX, "[MODEL] TEXT",
         "Importance of the columns of every weight matrix over a calibration text, for convert.", 1, 2);
     calibration c = {.options = options};
-    const char *out = hr_option_text(options, "out"), *text_path;
+    const char *out = hr_option_text(options, "out"), *text_path = NULL;
+    char *model_path = NULL;
     bool used;
-    int code = HR_EXIT_OK;
+    int code = HR_EXIT_USAGE;
 
     hr_setup_log(options);
     c.is_watched = isatty(STDERR_FILENO) && hr_log_level(options) >= HEADRACE_LOG_INFO;
-    if (!out) {
+    if (out)
+        code = hr_model_path(options, 0, &model_path, &used);
+    else
         (void)fputs("headrace: imatrix needs --out FILE\n", stderr);
-        code = HR_EXIT_USAGE;
-    } else if (is_an_input(options, out))
-        code = HR_EXIT_USAGE;
-    else if (!hr_can_write(out))
-        code = HR_EXIT_FAILURE;
-    if (code == HR_EXIT_OK)
-        code = hr_open_model(options, &(hr_model_choice){0}, &c.model, &used);
     if (code == HR_EXIT_OK) {
         text_path = hr_options_argument(options, used ? 1 : 0);
-        if (text_path)
-            code = collect(&c, text_path);
-        else {
+        if (!text_path)
             (void)fputs("headrace: imatrix needs a text file\n", stderr);
+        if (!text_path || is_an_input(out, model_path) || is_an_input(out, text_path))
             code = HR_EXIT_USAGE;
-        }
-        if (code == HR_EXIT_OK)
-            code = save(&c, text_path, out);
+        else if (!hr_can_write(out))
+            code = HR_EXIT_FAILURE;
     }
+    if (code == HR_EXIT_OK)
+        code = hr_open_model(options, &(hr_model_choice){0}, &c.model, &used);
+    if (code == HR_EXIT_OK)
+        code = collect(&c, text_path);
+    if (code == HR_EXIT_OK)
+        code = save(&c, text_path, out);
+    free(model_path);
     headrace_importance_close(c.importance);
     headrace_model_close(c.model);
     hr_options_destroy(options);

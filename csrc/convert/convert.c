@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 enum { THREADS_MAX = 256 };
 
@@ -69,6 +70,37 @@ char *hr_convert_name(const char *model_path, const char *folder, const hr_mix *
 }
 
 /* ---------------------------------------------------------------- before the work */
+
+static headrace_status refuse_input(const conversion *c, const struct stat *there, const char *input,
+                                    headrace_error *err)
+{
+    struct stat known;
+
+    if (stat(input, &known) != 0 || known.st_dev != there->st_dev || known.st_ino != there->st_ino)
+        return HEADRACE_OK;
+    return hr_fail_param(err, HEADRACE_E_ARGUMENT, "out", "%s: is %s, which is read and never replaced", c->path,
+                         input);
+}
+
+/* What is read beside the weights, which hr_output_check knows. */
+static headrace_status refuse_inputs(const conversion *c, headrace_error *err)
+{
+    static const char *const names[] = {
+        "config.json", "generation_config.json",      "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "README.md",   "model.safetensors.index.json"};
+    struct stat there;
+    char path[PATH_MAX];
+
+    if (stat(c->path, &there) != 0)
+        return HEADRACE_OK;
+    if (c->options->imatrix)
+        HR_PASS(refuse_input(c, &there, c->options->imatrix, err));
+    for (size_t i = 0; i < sizeof names / sizeof *names && c->model->format == HR_MODEL_SAFETENSORS; i++) {
+        (void)snprintf(path, sizeof path, "%s/%s", c->model->path, names[i]);
+        HR_PASS(refuse_input(c, &there, path, err));
+    }
+    return HEADRACE_OK;
+}
 
 /* Rounding twice costs quality that nobody sees in the file's name, so it has to be asked for. */
 static headrace_status check_source_types(const conversion *c, headrace_error *err)
@@ -147,6 +179,7 @@ static headrace_status prepare(conversion *c, const char *model_path, headrace_e
     c->path = options->out ? strdup(options->out) : hr_convert_name(model_path, options->folder, options->mix);
     if (!c->path)
         return hr_fail(err, HEADRACE_E_MEMORY, "no memory for a path");
+    HR_PASS(refuse_inputs(c, err));
     HR_PASS(hr_output_check(c->path, c->model->file, options->may_replace, err));
     if (options->imatrix)
         HR_PASS(hr_imatrix_open(options->imatrix, &c->imatrix, err));

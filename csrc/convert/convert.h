@@ -28,7 +28,7 @@ typedef struct hr_convert_result {
     uint32_t n_tensors;
 } hr_convert_result;
 
-/* Errors: E_ARGUMENT (out is the model's own file), E_IO (it exists, does not fit, cannot be written), E_MODEL,
+/* Errors: E_ARGUMENT (out is a file that is read), E_IO (it exists, does not fit, cannot be written), E_MODEL,
  * E_MEMORY, E_UNSUPPORTED (GGUF cannot say it; a quantised source without may_requantise), E_CANCELLED. On failure no
  * file is left, and what was under the name before still is. */
 headrace_status hr_convert(const char *model_path, const hr_convert_options *options, hr_convert_result *out,

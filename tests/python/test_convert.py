@@ -252,6 +252,120 @@ def test_the_embedded_model_reads_and_answers_alike(convert, run, tiny, source_d
     assert run(*chat, made, "Who are you?").stdout == run(*chat, tiny, "Who are you?").stdout != ""
 
 
+# ---------------------------------------------------------------- where a text begins and ends
+
+def changed(tiny, name, *without, **fields):
+    """A JSON file of the embedded model with some fields others, or left out."""
+    content = json.loads((tiny / name).read_text()) | fields
+    return {k: v for k, v in content.items() if k not in without}
+
+
+def info(run, model):
+    ended = run("info", model, "--json")
+    assert ended.returncode == OK, ended
+    return json.loads(ended.stdout)["info"]
+
+
+@pytest.mark.parametrize("config,generation,named,wanted", [
+    (7, [7, 12], "<|im_end|>", {"eos": 7, "eot": 12}),   # one that only generation_config.json has
+    ([7, 12], 7, None, {"eos": 7, "eot": 12}),           # a list, and no eos_token
+    ([12, 7], 7, "<|im_end|>", {"eos": 7, "eot": 12}),   # the tokenizer's first, as llama.cpp's converter has it
+    (7, 7, "<|endoftext|>", {"eos": 2, "eot": 7}),       # 2 does not imply 7
+    ([7, 2], 7, "<|im_end|>", {"eos": 7}),               # 7 implies 2
+    ([12], 12, "<|im_end|>", {"eos": 12}),               # not the tokenizer's, at which the folder does not stop
+])
+def test_every_id_that_ends_a_text_comes_along(run, convert, tiny, tmp_path, config, generation, named, wanted):
+    folder = folder_like(tiny, tmp_path / "ends", **{
+        "config.json": changed(tiny, "config.json", eos_token_id=config),
+        "generation_config.json": changed(tiny, "generation_config.json", eos_token_id=generation),
+        "tokenizer_config.json": changed(tiny, "tokenizer_config.json", eos_token=named)})
+    made = convert(folder, "q4_0")
+    found = {k.split(".")[-1].removesuffix("_token_id"): v for k, (_, v) in entries(made).items() if k.endswith(("eos_token_id", "eot_token_id"))}
+    assert found == wanted
+    listed = [config] if isinstance(config, int) else config
+    listed += [generation] if isinstance(generation, int) else generation
+    assert sorted(info(run, made)["eos_ids"]) == sorted(info(run, folder)["eos_ids"]) == sorted({*listed, *([2] if 7 in listed else [])})
+
+
+def test_more_ends_than_keys_are_refused(run, tiny, tmp_path):
+    folder = folder_like(tiny, tmp_path / "ends", **{"generation_config.json": changed(tiny, "generation_config.json", eos_token_id=[2, 12, 13])})
+    ended = run("convert", folder, tmp_path / "x.gguf", "--type", "q4_0")
+    assert ended.returncode == FAILURE and "7, 12, 13 end a text" in ended.stderr and "generation_config.json" in ended.stderr, ended
+    assert not list(tmp_path.glob("x.gguf*"))
+
+
+BOS, EOS = ({"SpecialToken": {"id": text, "type_id": 0}} for text in ("<|startoftext|>", "<|im_end|>"))
+A, B = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+
+
+def template(single, pair):
+    return {"type": "TemplateProcessing", "single": single, "pair": pair,
+            "special_tokens": {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in (("<|startoftext|>", 1), ("<|im_end|>", 7))}}
+
+
+@pytest.mark.parametrize("processor,without,fields,begins", [
+    (None, (), {}, False),                                # a bos_token, but no text begins with it
+    (None, (), {"add_bos_token": True}, False),
+    (None, ("add_bos_token",), {"add_eos_token": True}, False),
+    (template([A], [A, B]), ("add_bos_token",), {"add_eos_token": True, "add_sep_token": True}, False),
+    (template([BOS, A], [BOS, A, EOS, B]), (), {}, True),  # a pair is nothing to a GGUF file
+    (template([BOS, A], [BOS, A, B]), ("bos_token", "add_bos_token"), {}, True),  # named nowhere else, nor in config.json
+])
+def test_texts_begin_and_end_as_in_the_folder(run, convert, tiny, tmp_path, processor, without, fields, begins):
+    folder = folder_like(tiny, tmp_path / "folder", **{
+        "config.json": changed(tiny, "config.json", *(["bos_token_id"] if "bos_token" in without else [])),
+        "tokenizer.json": changed(tiny, "tokenizer.json", post_processor=processor),
+        "tokenizer_config.json": changed(tiny, "tokenizer_config.json", *without, **fields)})
+    made, text = convert(folder, "q4_0"), "Hello you"
+    wanted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert (wanted[0] == 1) == begins
+    for model in (folder, made):
+        assert json.loads(run("tokenize", model, text, "--json", "--bos").stdout)["tokens"] == wanted, model
+    found = entries(made)
+    assert [found[f"tokenizer.ggml.add_{k}_token"] for k in ("bos", "eos", "sep")] == [(["BOOL"], begins), (["BOOL"], False), (["BOOL"], False)]
+    assert found["tokenizer.ggml.bos_token_id"] == (["UINT32"], 1)
+
+
+def test_an_id_that_no_file_could_name_is_refused_before_the_work(run, tiny, tmp_path):
+    tokenizer = json.loads((tiny / "tokenizer.json").read_text())
+    config = changed(tiny, "config.json", bos_token_id=2047)
+    last = max(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    assert tokenizer["model"]["vocab"].pop(last) == 2047  # the row stays, and has no text
+    tokenizer["model"]["merges"] = [m for m in tokenizer["model"]["merges"] if "".join(m if isinstance(m, list) else m.split(" ")) != last]
+    tokenizer["post_processor"] = None
+    folder = folder_like(tiny, tmp_path / "hole", **{"config.json": config, "tokenizer.json": tokenizer,
+                                                     "tokenizer_config.json": changed(tiny, "tokenizer_config.json", "bos_token")})
+    ended = run("convert", folder, tmp_path / "x.gguf", "--type", "q4_0")
+    assert ended.returncode == MODEL and "bos_token_id: 2047 is not a token" in ended.stderr, ended
+    assert not list(tmp_path.glob("x.gguf*"))
+
+
+# ---------------------------------------------------------------- named chat templates
+
+def named(*pairs):
+    """Each template writes its own last word behind the message."""
+    return [{"name": name, "template": "{% for m in messages %}<|im_start|>{{ m.content }} " + word + "{% endfor %}"} for name, word in pairs]
+
+
+@pytest.mark.parametrize("given,word,keys", [
+    (named(("default", "one"), ("tool_use", "two")), "one", {"tool_use": "two"}),
+    (named(("tool_use", "one"), ("rag", "two")), "one", {"tool_use": "one", "rag": "two"}),                       # no default
+    (named(("default", "one"), ("default", "two")), "two", {}),                                                  # a table keeps the last
+    (named(("default", "one"), ("a.b", "two"), ("a b", "three"), ("c", "four")), "one", {"a_b": "three", "c": "four"}),
+    (named(("x" * 63 + "1", "one"), ("x" * 63 + "2", "two")), "one", {"x" * 63: "two"}),
+])
+def test_named_templates(convert, make_server, tiny, tmp_path, given, word, keys):
+    folder = folder_like(tiny, tmp_path / "folder", **{"chat_template.jinja": None, "tokenizer_config.json": changed(tiny, "tokenizer_config.json", chat_template=given)})
+    made = convert(folder, "q4_0")
+    wanted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(f"<|im_start|>Hello {word}", add_special_tokens=False).ids
+    for model in (folder, made):
+        reply = make_server("--max-num-seqs", "1", model=model).post("/tokenize", {"messages": [{"role": "user", "content": "Hello"}]})
+        assert reply.status == 200 and reply.json()["tokens"] == wanted, (model, reply.body)
+    found = entries(made)
+    texts = {k.removeprefix("tokenizer.chat_template."): v for k, (_, v) in found.items() if k.startswith("tokenizer.chat_template.")}
+    assert texts == {k: named((k, w))[0]["template"] for k, w in keys.items()} and found.get("tokenizer.chat_templates", (None, []))[1] == list(keys)
+
+
 # ---------------------------------------------------------------- tensors
 
 GOLDENS = [("dense_f32", "F32"), ("dense_tiny", "F16"), ("dense_tiny", "Q8_0"), ("dense_tiny", "Q4_0"), ("moe_tiny", "Q4_0")]
@@ -529,6 +643,23 @@ def test_the_source_is_never_written(run, convert, goldens, tmp_path):
     assert ended.returncode == USAGE and "own file" in ended.stderr, ended
     assert source.read_bytes() == before
     assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_what_is_read_beside_the_weights_is_never_written(run, convert, tiny, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md", "model.safetensors"):
+        shutil.copy(tiny / name, folder)
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", convert(tiny, "f32"), few_columns)
+    (tmp_path / "link.gguf").symlink_to(imatrix)
+    before = {p: p.read_bytes() for p in tmp_path.glob("**/*") if p.is_file()}
+    for out in (imatrix, tmp_path / "link.gguf"):
+        ended = run("convert", folder, out, "--type", "q4_0", "--imatrix", imatrix, "--force")
+        assert ended.returncode == USAGE and "imatrix.gguf, which is read" in ended.stderr, ended
+    for path in folder.iterdir():
+        ended = run("convert", folder, path, "--type", "q4_0", "--force")
+        assert ended.returncode == USAGE and str(path) in ended.stderr and "is read and never replaced" in ended.stderr, ended
+    assert {p: p.read_bytes() for p in tmp_path.glob("**/*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("key,row,column", [("model.layers.0.conv.in_proj.weight", 5, 7), ("model.layers.2.feed_forward.experts.3.w2.weight", 255, 255)])

@@ -189,10 +189,17 @@ def test_model_and_text_are_never_written_over(cli, tiny, tmp_path):
     assert cli("convert", "tiny", "m.gguf", "--type", "q8_0").returncode == OK
     os.link(tmp_path / "m.gguf", tmp_path / "hard.gguf")
     (tmp_path / "link").symlink_to("text")
+    (tmp_path / "to-it").symlink_to("folder/tokenizer.json")
+    os.link(tmp_path / "folder/config.json", tmp_path / "hard.json")
     before = {p: p.read_bytes() for p in tmp_path.glob("**/*") if p.is_file()}
     for model, out, words in [("m.gguf", "m.gguf", "which is read"), ("m.gguf", "hard.gguf", "which is read"), ("tiny", "text", "which is read"),
-                              ("tiny", "link", "which is read"), ("folder", "folder/model.safetensors", "own file")]:
+                              ("tiny", "link", "which is read"), ("folder", "folder/model.safetensors", "model's folder"),
+                              ("folder", "folder/tokenizer.json", "model's folder"), ("folder", "to-it", "model's folder"),
+                              ("folder", "hard.json", "model's folder")]:
         refused(cli("imatrix", model, "text", "--out", out, "--window", "64"), USAGE, out, words)
+        if out not in ("text", "link"):  # said before the text is looked for, let alone run
+            refused(cli("imatrix", model, "absent", "--out", out), USAGE, out, words)
+    refused(cli("imatrix", "--model", "folder", "text", "--out", "folder/tokenizer.json"), USAGE, "model's folder")
     assert {p: p.read_bytes() for p in tmp_path.glob("**/*") if p.is_file()} == before
 
 
