@@ -23,13 +23,14 @@ hrk_layout hr_cuda_layout(const hr_cuda *cuda, const hr_matrix *matrix)
 
 headrace_status hr_cuda_check_scales(const hr_model *model, const hr_matrix *from, uint32_t row, headrace_error *err)
 {
-    const unsigned char *at = (const unsigned char *)from->data + row * from->row_bytes;
-    size_t block = hr_dtype_bad_block(from->dtype, at, from->cols);
+    const size_t offset = row * from->row_bytes;
+    size_t block = hr_dtype_bad_block(from->dtype, (const unsigned char *)from->data + offset, from->cols);
+    const unsigned char *at = from->in_file ? (const unsigned char *)from->in_file + offset : NULL;
     const hr_tensor *tensor;
 
     if (block == from->cols / hr_dtypes[from->dtype].block_values)
         return HEADRACE_OK;
-    tensor = model->file ? hr_tensor_file_at(model->file, at) : NULL;
+    tensor = model->file && at ? hr_tensor_file_at(model->file, at) : NULL;
     (void)hr_fail(err, HEADRACE_E_MODEL, "row %zu, block %zu: its scale or minimum is not finite",
                   tensor ? (size_t)(at - (const unsigned char *)tensor->data) / from->row_bytes : row, block);
     return tensor ? hr_prefix(err, HEADRACE_E_MODEL, "%s: tensor '%s'", model->file->paths[tensor->shard], tensor->name)

@@ -350,6 +350,8 @@ static headrace_status load_conv(loader *l, const hr_cuda_layer *layer, headrace
             d = (destination){.to = layer->in, .first_row = g * H};
         if (third.data) /* dummy weights have none */
             third.data = (const unsigned char *)third.data + (size_t)g * H * third.row_bytes;
+        if (third.in_file)
+            third.in_file = (const unsigned char *)third.in_file + (size_t)g * H * third.row_bytes;
         third.rows = H;
         HR_PASS(copy_matrix(l, &third, &d, err));
     }
