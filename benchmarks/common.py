@@ -35,9 +35,9 @@ def machine():
 
 
 def commit():
-    """The commit measured, with "-dirty" when the tree differs from it."""
+    """The commit measured, with "-dirty" when the tree differs from it in more than results."""
     run = lambda *a: subprocess.run(["git", *a], cwd=SOURCE, capture_output=True, text=True).stdout.strip()
-    return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "--porcelain", "-uno") else "")
+    return run("rev-parse", "--short=12", "HEAD") + ("-dirty" if run("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results") else "")
 
 
 def save(name, command, results):
